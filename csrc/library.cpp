@@ -1,0 +1,27 @@
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+
+// All schemas of the library. Each op's implementation registers itself in csrc/ops.
+STABLE_TORCH_LIBRARY(vleff, library) {
+  const std::vector<at::Tag> traceable = {at::Tag::pt2_compliant_tag};
+
+  library.def("build_info() -> str");
+  library.def("cpu_isa() -> str");
+  library.def("set_cpu_isa(str name) -> ()");
+  library.def("cpu_isa_levels() -> str[]");
+
+  library.def(
+      "token_gather_attention(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_offsets, SymInt max_q, "
+      "SymInt max_k, *, Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, "
+      "Tensor? key_bias=None, float scale, bool causal=False, float dropout_p=0.0, Tensor? seed=None, "
+      "bool importance=False) -> (Tensor out, Tensor lse, Tensor importance)",
+      traceable);
+  library.def(
+      "token_gather_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
+      "Tensor out, Tensor lse, Tensor q_offsets, Tensor k_offsets, SymInt max_q, SymInt max_k, *, "
+      "Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, Tensor? key_bias=None, float scale, "
+      "bool causal=False, float dropout_p=0.0, Tensor? seed=None, bool key_bias_grad=False) -> "
+      "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_key_bias)",
+      traceable);
+}
