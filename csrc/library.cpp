@@ -12,7 +12,8 @@ STABLE_TORCH_LIBRARY(vleff, library) {
   library.def("cpu_isa_levels() -> str[]");
 
   library.def(
-      "token_gather_attention(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_offsets, SymInt max_q, "
+      "token_gather_attention(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_offsets, SymInt "
+      "max_q, "
       "SymInt max_k, *, Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, "
       "Tensor? key_bias=None, float scale, bool causal=False, float dropout_p=0.0, Tensor? seed=None, "
       "bool importance=False) -> (Tensor out, Tensor lse, Tensor importance)",
@@ -20,7 +21,8 @@ STABLE_TORCH_LIBRARY(vleff, library) {
   library.def(
       "token_gather_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
       "Tensor out, Tensor lse, Tensor q_offsets, Tensor k_offsets, SymInt max_q, SymInt max_k, *, "
-      "Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, Tensor? key_bias=None, float scale, "
+      "Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, Tensor? key_bias=None, float "
+      "scale, "
       "bool causal=False, float dropout_p=0.0, Tensor? seed=None, bool key_bias_grad=False) -> "
       "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_key_bias)",
       traceable);

@@ -1,15 +1,17 @@
-#include "../kernels/cpu/isa.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "../kernels/cpu/isa.h"
+
 namespace vleff {
 namespace {
 
-std::string cpu_isa() { return isa_name(active_isa()); }
+std::string cpu_isa() {
+  return isa_name(active_isa());
+}
 
 std::vector<std::string> cpu_isa_levels() {
   std::vector<std::string> levels;

@@ -18,13 +18,14 @@ Isa initial_isa() {
   Isa isa;
   if (!parse_isa(name, &isa)) {
     throw std::runtime_error(
-        std::string("environment variable VLEFF_CPU_ISA: expected baseline, avx2, avx512 or avx512_bf16, got '") +
+        std::string(
+            "environment variable VLEFF_CPU_ISA: expected baseline, avx2, avx512 or avx512_bf16, got '") +
         name + "'");
   }
   if (isa > detected_isa()) {
     throw std::runtime_error(std::string("environment variable VLEFF_CPU_ISA: expected at most '") +
-                             isa_name(detected_isa()) + "', the highest level of this processor, got '" + name +
-                             "'");
+                             isa_name(detected_isa()) + "', the highest level of this processor, got '" +
+                             name + "'");
   }
   return isa;
 }
@@ -36,7 +37,9 @@ std::atomic<Isa>& active() {
 
 }  // namespace
 
-const char* isa_name(Isa isa) { return names[static_cast<int>(isa)]; }
+const char* isa_name(Isa isa) {
+  return names[static_cast<int>(isa)];
+}
 
 bool parse_isa(const char* name, Isa* isa) {
   for (int level = 0; level < isa_count; ++level) {
@@ -64,7 +67,9 @@ Isa detected_isa() {
 #endif
 }
 
-Isa active_isa() { return active().load(std::memory_order_relaxed); }
+Isa active_isa() {
+  return active().load(std::memory_order_relaxed);
+}
 
 bool set_active_isa(Isa isa) {
   if (isa > detected_isa()) return false;
