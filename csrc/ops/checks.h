@@ -1,4 +1,5 @@
 #pragma once
+#include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -11,6 +12,8 @@
 namespace vleff {
 
 using torch::headeronly::ScalarType;
+using torch::stable::Device;
+using torch::stable::DeviceType;
 using torch::stable::Tensor;
 
 inline std::string name_of(ScalarType type) {
@@ -40,11 +43,21 @@ inline std::string name_of(ScalarType type) {
   }
 }
 
-// For example "float32 [3, 12, 64]"
+inline std::string name_of(const Device& device) {
+  if (device.is_cpu()) return "the CPU";
+  return device.is_cuda() ? text("CUDA device ", device.index()) : "another device";
+}
+
+// For example "float32 [3, 12, 64]", and where it is not on the CPU "float32 [3, 12, 64] on CUDA device 0"
 inline std::string describe(const Tensor& tensor) {
   std::string sizes;
   for (int64_t d = 0; d < tensor.dim(); ++d) sizes += text(d ? ", " : "", tensor.size(d));
-  return name_of(tensor.scalar_type()) + " [" + sizes + "]" + (tensor.is_cpu() ? "" : " on another device");
+  return name_of(tensor.scalar_type()) + " [" + sizes + "]" +
+         (tensor.is_cpu() ? "" : " on " + name_of(tensor.device()));
+}
+
+inline bool is_on(const Tensor& tensor, const Device& device) {
+  return device.is_cpu() ? tensor.is_cpu() : tensor.device() == device;
 }
 
 constexpr int64_t any_size = -1;
@@ -52,8 +65,8 @@ constexpr int64_t any_size = -1;
 // shape_text names the shape for people, for example "[batch, heads]".
 inline void check_tensor(const char* op, const char* argument, const Tensor& tensor,
                          std::initializer_list<ScalarType> types, std::initializer_list<int64_t> shape,
-                         const char* shape_text) {
-  bool fits = tensor.is_cpu() && tensor.dim() == static_cast<int64_t>(shape.size());
+                         const char* shape_text, const Device& device = DeviceType::CPU) {
+  bool fits = is_on(tensor, device) && tensor.dim() == static_cast<int64_t>(shape.size());
   bool type_fits = false;
   for (ScalarType type : types) type_fits |= tensor.scalar_type() == type;
   int64_t d = 0;
@@ -72,7 +85,7 @@ inline void check_tensor(const char* op, const char* argument, const Tensor& ten
     any_known |= size != any_size;
   }
   if (any_known) expected += " = [" + sizes + "]";
-  reject(op, argument, expected + " on the CPU", describe(tensor));
+  reject(op, argument, expected + " on " + name_of(device), describe(tensor));
 }
 
 inline void check_contiguous(const char* op, const char* argument, const Tensor& tensor) {

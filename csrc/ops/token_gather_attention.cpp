@@ -1,20 +1,16 @@
-#include "../kernels/cpu/token_gather_attention.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
 #include <tuple>
 
 #include "../kernels/cpu/isa.h"
-#include "checks.h"
 #include "parallel.h"
+#include "token_gather_attention_checks.h"
 
 VLEFF_DISPATCH(TokenGatherAttentionKernels, token_gather_attention_kernels)
 
 namespace vleff {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // One side of the attention: queries, or keys with values.
 struct Rows {
@@ -34,21 +30,9 @@ struct Inputs {
   OptionalTensor head_mask, key_bias;
 };
 
-void check_rows(const char* op, const char* argument, const Tensor& tensor,
-                std::initializer_list<ScalarType> types, std::initializer_list<int64_t> shape,
-                const char* shape_text) {
-  check_tensor(op, argument, tensor, types, shape, shape_text);
-  if (tensor.size(0) > INT32_MAX) reject(op, argument, "at most 2^31 - 1 rows", describe(tensor));
-  if (tensor.size(2) > 1 && tensor.stride(2) != 1) {
-    reject(op, argument, "a contiguous last dimension", text("stride ", tensor.stride(2)));
-  }
-}
-
 OptionalTensor checked_index(const char* op, const char* argument, const OptionalTensor& index,
                              int64_t rows) {
   if (!index) return std::nullopt;
-  check_tensor(op, argument, *index, {ScalarType::Int, ScalarType::Long}, {any_size}, "[total]");
-  if (index->numel() > INT32_MAX) reject(op, argument, "at most 2^31 - 1 row numbers", describe(*index));
   const Tensor numbers = as_contiguous(*index);
   if (numbers.scalar_type() == ScalarType::Int) {
     check_index(op, argument, numbers.const_data_ptr<int32_t>(), numbers.numel(), rows);
@@ -61,8 +45,6 @@ OptionalTensor checked_index(const char* op, const char* argument, const Optiona
 Rows checked_rows(const char* op, const Tensor& stored, const char* offsets_argument, const Tensor& offsets,
                   const char* index_argument, const OptionalTensor& index, const char* max_argument,
                   int64_t max_length) {
-  check_tensor(op, offsets_argument, offsets, {ScalarType::Int}, {any_size}, "[batch + 1]");
-  if (offsets.numel() == 0) reject(op, offsets_argument, "at least one offset", describe(offsets));
   Rows rows{as_contiguous(offsets), checked_index(op, index_argument, index, stored.size(0)), stored.size(0),
             0, 0};
   rows.total = rows.index ? rows.index->numel() : rows.stored;
@@ -71,64 +53,27 @@ Rows checked_rows(const char* op, const Tensor& stored, const char* offsets_argu
   return rows;
 }
 
-uint64_t checked_seed(const char* op, const OptionalTensor& seed, double dropout_p) {
-  if (!seed) {
-    if (dropout_p > 0) reject(op, "seed", "an int64 tensor with one element, as dropout_p > 0", "None");
-    return 0;
-  }
-  if (!seed->is_cpu() || seed->scalar_type() != ScalarType::Long || seed->numel() != 1) {
-    reject(op, "seed", "int64 with one element on the CPU", describe(*seed));
-  }
-  return static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
-}
-
-HeadRows head_rows(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
-}
-
-Inputs checked_inputs(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
-                      const Tensor& q_offsets, const Tensor& k_offsets, int64_t max_q, int64_t max_k,
-                      const OptionalTensor& q_index, const OptionalTensor& k_index,
-                      const OptionalTensor& head_mask, const OptionalTensor& key_bias, double scale,
-                      bool causal, double dropout_p, const OptionalTensor& seed) {
-  check_rows(op, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half},
-             {any_size, any_size, any_size}, "[rows_q, heads, head_dim]");
-  const ScalarType type = q.scalar_type();
-  const int64_t heads = q.size(1), head_dim = q.size(2);
-  if (heads < 1) reject(op, "q", "at least one head", describe(q));
-  if (head_dim < 1 || head_dim > 256) reject(op, "q", "a head_dim in [1, 256]", text(head_dim));
-  check_rows(op, "k", k, {type}, {any_size, heads, head_dim}, "[rows_k, heads, head_dim]");
-  check_rows(op, "v", v, {type}, {k.size(0), heads, head_dim}, "[rows_k, heads, head_dim]");
-
+Inputs checked_inputs(const char* op, const AttentionArguments& a) {
+  check_attention(op, a, DeviceType::CPU);
   Inputs inputs{};
-  inputs.queries = checked_rows(op, q, "q_offsets", q_offsets, "q_index", q_index, "max_q", max_q);
-  inputs.keys = checked_rows(op, k, "k_offsets", k_offsets, "k_index", k_index, "max_k", max_k);
-  const int64_t batch = q_offsets.numel() - 1;
-  if (k_offsets.numel() != batch + 1) {
-    reject(op, "k_offsets", text("as many offsets as q_offsets, ", batch + 1), text(k_offsets.numel()));
-  }
-  if (head_mask) {
-    check_tensor(op, "head_mask", *head_mask, {ScalarType::Bool}, {batch, heads}, "[batch, heads]");
-    inputs.head_mask = as_contiguous(*head_mask);
-  }
-  if (key_bias) {
-    check_tensor(op, "key_bias", *key_bias, {ScalarType::Float}, {inputs.keys.total}, "[total_k]");
-    inputs.key_bias = as_contiguous(*key_bias);
+  inputs.queries = checked_rows(op, a.q, "q_offsets", a.q_offsets, "q_index", a.q_index, "max_q", a.max_q);
+  inputs.keys = checked_rows(op, a.k, "k_offsets", a.k_offsets, "k_index", a.k_index, "max_k", a.max_k);
+  inputs.head_mask = as_contiguous(a.head_mask);
+  inputs.key_bias = as_contiguous(a.key_bias);
+  if (a.key_bias) {
     check_key_bias(op, "key_bias", inputs.key_bias->const_data_ptr<float>(), inputs.keys.total);
   }
-  check_scale(op, scale);
-  check_dropout(op, dropout_p);
 
   AttentionProblem& problem = inputs.problem;
-  problem.type = data_type(q);
-  problem.batch = batch;
-  problem.heads = heads;
-  problem.head_dim = head_dim;
+  problem.type = data_type(a.q);
+  problem.batch = a.batch();
+  problem.heads = a.heads();
+  problem.head_dim = a.head_dim();
   problem.total_q = inputs.queries.total;
   problem.total_k = inputs.keys.total;
-  problem.q = head_rows(q);
-  problem.k = head_rows(k);
-  problem.v = head_rows(v);
+  problem.q = head_rows(a.q);
+  problem.k = head_rows(a.k);
+  problem.v = head_rows(a.v);
   problem.q_offsets = inputs.queries.offsets.const_data_ptr<int32_t>();
   problem.k_offsets = inputs.keys.offsets.const_data_ptr<int32_t>();
   problem.q_index = inputs.queries.index_data();
@@ -136,10 +81,10 @@ Inputs checked_inputs(const char* op, const Tensor& q, const Tensor& k, const Te
   problem.head_mask =
       inputs.head_mask ? static_cast<const uint8_t*>(inputs.head_mask->const_data_ptr()) : nullptr;
   problem.key_bias = inputs.key_bias ? inputs.key_bias->const_data_ptr<float>() : nullptr;
-  problem.scale = static_cast<float>(scale);
-  problem.causal = causal;
-  problem.dropout_p = static_cast<float>(dropout_p);
-  problem.seed = checked_seed(op, seed, dropout_p);
+  problem.scale = static_cast<float>(a.scale);
+  problem.causal = a.causal;
+  problem.dropout_p = static_cast<float>(a.dropout_p);
+  problem.seed = a.seed ? static_cast<uint64_t>(*a.seed->const_data_ptr<int64_t>()) : 0;
   return inputs;
 }
 
@@ -152,8 +97,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor 
                                            OptionalTensor k_index, OptionalTensor head_mask,
                                            OptionalTensor key_bias, double scale, bool causal,
                                            double dropout_p, OptionalTensor seed, bool with_importance) {
-  const Inputs inputs = checked_inputs("token_gather_attention", q, k, v, q_offsets, k_offsets, max_q, max_k,
-                                       q_index, k_index, head_mask, key_bias, scale, causal, dropout_p, seed);
+  const Inputs inputs =
+      checked_inputs("token_gather_attention", {q, k, v, q_offsets, k_offsets, max_q, max_k, q_index, k_index,
+                                                head_mask, key_bias, scale, causal, dropout_p, seed});
   const AttentionProblem& problem = inputs.problem;
   const int64_t longest_q = inputs.queries.longest, longest_k = inputs.keys.longest;
 
@@ -208,8 +154,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     OptionalTensor k_index, OptionalTensor head_mask, OptionalTensor key_bias, double scale, bool causal,
     double dropout_p, OptionalTensor seed, bool with_key_bias_grad) {
   const char* op = "token_gather_attention_backward";
-  const Inputs inputs = checked_inputs(op, q, k, v, q_offsets, k_offsets, max_q, max_k, q_index, k_index,
-                                       head_mask, key_bias, scale, causal, dropout_p, seed);
+  const Inputs inputs = checked_inputs(op, {q, k, v, q_offsets, k_offsets, max_q, max_k, q_index, k_index,
+                                            head_mask, key_bias, scale, causal, dropout_p, seed});
   const AttentionProblem& problem = inputs.problem;
   const int64_t total_q = problem.total_q, total_k = problem.total_k, heads = problem.heads,
                 head_dim = problem.head_dim;

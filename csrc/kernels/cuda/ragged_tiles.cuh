@@ -1,0 +1,199 @@
+#pragma once
+#include "device.cuh"
+#include "token_gather_attention_problem.h"
+
+// Tiles of rows of a ragged batch in shared memory: loading them, gathered through an index where there is
+// one, multiplying them, and storing the result.
+namespace vleff::cuda {
+
+template <class T, int padded_head_dim, int stationary, int streamed>
+struct Tile {
+  using Element = T;
+  static constexpr int width = padded_head_dim;          // columns past head_dim are 0
+  static constexpr int chunk_elements = 16 / sizeof(T);  // elements of one 16-byte access
+  static constexpr int chunks = width / chunk_elements;  // of a row
+  static constexpr int stationary_rows = stationary;     // kept by a block, 16 a warp
+  static constexpr int streamed_rows = streamed;         // of one of two buffers
+  static constexpr int threads = stationary / 16 * warp_size;
+  static constexpr int stationary_bytes = stationary * width * sizeof(T);
+  static constexpr int streamed_bytes = streamed * width * sizeof(T);
+};
+
+struct Lane {
+  int warp = threadIdx.x / warp_size, number = threadIdx.x % warp_size;
+  int group = number / 4, thread = number % 4;  // as fragments count them
+};
+
+// Rows stand one after the other in 16-byte chunks. The chunk number is mixed with the row number, so that
+// one chunk of eight neighbouring rows spans all banks.
+template <class Tile>
+__device__ __forceinline__ unsigned char* chunk_address(unsigned char* rows, int row, int chunk) {
+  const int mixed = Tile::chunks >= 8 ? chunk ^ (row % 8) : chunk ^ (row / 2 % 4);
+  return rows + (row * Tile::chunks + mixed) * 16;
+}
+
+// The rows of one sample on one side.
+struct SampleRows {
+  int first;  // in the batch
+  int count;
+
+  __device__ SampleRows(const RaggedSide& side, int sample) {
+    const int total = static_cast<int>(side.total);
+    first = min(max(side.offsets[sample], 0), total);
+    count = min(max(side.offsets[sample + 1], first), total) - first;
+  }
+};
+
+__device__ __forceinline__ int64_t stored_row(const RaggedSide& side, int row) {
+  if (!side.index.numbers) return row;
+  const int64_t number = side.index.is_int64 ? static_cast<const int64_t*>(side.index.numbers)[row]
+                                             : static_cast<const int32_t*>(side.index.numbers)[row];
+  return number < 0 ? 0 : number < side.stored ? number : side.stored - 1;
+}
+
+// One head of one operand; rows are read in whole chunks where their addresses allow.
+template <class T>
+struct HeadOperand {
+  const T* data;
+  int64_t row_stride;
+  bool aligned;
+
+  __device__ HeadOperand(const HeadRows& rows, int head)
+      : data(static_cast<const T*>(rows.data) + head * rows.head_stride), row_stride(rows.row_stride) {
+    aligned = (reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(row_stride) * sizeof(T)) % 16 == 0;
+  }
+};
+
+// Starts loading rows [first, first + rows) of the sample; rows past its end become 0.
+template <class Tile, int rows>
+__device__ __forceinline__ void load_rows(unsigned char* target,
+                                          const HeadOperand<typename Tile::Element>& operand,
+                                          const RaggedSide& side, const SampleRows& sample, int first,
+                                          int head_dim) {
+  using T = typename Tile::Element;
+  for (int i = threadIdx.x; i < rows * Tile::chunks; i += Tile::threads) {
+    const int row = i / Tile::chunks, chunk = i % Tile::chunks, column = chunk * Tile::chunk_elements;
+    unsigned char* address = chunk_address<Tile>(target, row, chunk);
+    const T* source = operand.data;
+    int elements = 0;
+    if (first + row < sample.count && column < head_dim && side.stored > 0) {
+      source += stored_row(side, sample.first + first + row) * operand.row_stride + column;
+      elements = min(head_dim - column, Tile::chunk_elements);
+    }
+    if (operand.aligned) {
+      copy_async<16>(address, source, elements * static_cast<int>(sizeof(T)));
+    } else {
+      alignas(16) T values[Tile::chunk_elements];
+#pragma unroll
+      for (int e = 0; e < Tile::chunk_elements; ++e)
+        values[e] = e < elements ? source[e] : static_cast<T>(0.0f);
+      *reinterpret_cast<uint4*>(address) = *reinterpret_cast<const uint4*>(values);
+    }
+  }
+}
+
+// Starts loading numbers [first, first + numbers) of `count`, which stand `stride` apart; the others become
+// 0.
+template <class Tile>
+__device__ __forceinline__ void load_numbers(float* target, const float* source, int first, int count,
+                                             int stride) {
+  for (int i = threadIdx.x; i < Tile::streamed_rows; i += Tile::threads) {
+    const bool present = first + i < count;
+    copy_async<4>(target + i, source + (present ? static_cast<int64_t>(first + i) * stride : 0),
+                  present ? 4 : 0);
+  }
+}
+
+// products[j] += this warp's 16 stationary rows times streamed rows 8j to 8j + 7, over the head's width.
+template <class Tile>
+__device__ __forceinline__ void multiply_rows(SumFragment (&products)[Tile::streamed_rows / 8],
+                                              unsigned char* stationary, unsigned char* streamed,
+                                              const Lane& lane) {
+  using T = typename Tile::Element;
+#pragma unroll 4  // one period of the mixed chunk numbers
+  for (int depth = 0; depth < Tile::chunks; depth += 2) {
+    LeftFragment left;
+    load_matrices(
+        left, chunk_address<Tile>(stationary, lane.warp * 16 + lane.number % 16, depth + lane.number / 16));
+#pragma unroll
+    for (int row = 0; row < Tile::streamed_rows; row += 16) {
+      uint32_t words[4];
+      load_matrices(words, chunk_address<Tile>(streamed, row + lane.number % 8 + lane.number / 16 * 8,
+                                               depth + lane.number / 8 % 2));
+      const RightFragment first = {words[0], words[1]}, second = {words[2], words[3]};
+      multiply<T>(products[row / 8], left, first);
+      multiply<T>(products[row / 8 + 1], left, second);
+    }
+  }
+}
+
+// out[j] += weights [16 rows, streamed rows] times columns 8j to 8j + 7 of the streamed rows.
+template <class Tile>
+__device__ __forceinline__ void multiply_weights(SumFragment (&out)[Tile::width / 8],
+                                                 const SumFragment (&weights)[Tile::streamed_rows / 8],
+                                                 unsigned char* streamed, const Lane& lane) {
+  using T = typename Tile::Element;
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int row = 0; row < Tile::streamed_rows; row += 16) {
+      const SumFragment &low = weights[row / 8], &high = weights[row / 8 + 1];
+      const LeftFragment left = {packed<T>(low[0], low[1]), packed<T>(low[2], low[3]),
+                                 packed<T>(high[0], high[1]), packed<T>(high[2], high[3])};
+#pragma unroll
+      for (int chunk = 0; chunk < Tile::chunks; chunk += 2) {
+        uint32_t words[4];
+        load_matrices_transposed(
+            words, chunk_address<Tile>(streamed, row + lane.number % 16, chunk + lane.number / 16));
+        const RightFragment first = {words[0], words[1]}, second = {words[2], words[3]};
+        multiply<T>(out[chunk], left, first);
+        multiply<T>(out[chunk + 1], left, second);
+      }
+    }
+  } else {
+    // A lane holds the weights of rows 2 * thread and 2 * thread + 1, where a left operand has thread and
+    // thread + 4: the rows of both operands are taken in that order.
+    const uint32_t* const words = reinterpret_cast<const uint32_t*>(streamed);
+#pragma unroll
+    for (int row = 0; row < Tile::streamed_rows; row += 8) {
+      const SumFragment& weight = weights[row / 8];
+      const LeftFragment left = {__float_as_uint(weight[0]), __float_as_uint(weight[2]),
+                                 __float_as_uint(weight[1]), __float_as_uint(weight[3])};
+      // chunk_address in words; rows start at multiples of the width, so that a column is a matter of its
+      // bits
+      const int key = row + 2 * lane.thread;
+      const int first = key * Tile::width + (lane.group ^ key % 8 * 4);
+      const int second = (key + 1) * Tile::width + (lane.group ^ (key + 1) % 8 * 4);
+#pragma unroll
+      for (int column = 0; column < Tile::width; column += 8) {
+        const RightFragment right = {words[first ^ column], words[second ^ column]};
+        multiply<T>(out[column / 8], left, right);
+      }
+    }
+  }
+}
+
+// Sum over the four lanes that hold a row, in a fixed order.
+__device__ __forceinline__ float sum_of_row(float value) {
+  value += __shfl_xor_sync(whole_warp, value, 1);
+  return value + __shfl_xor_sync(whole_warp, value, 2);
+}
+__device__ __forceinline__ float maximum_of_row(float value) {
+  value = fmaxf(value, __shfl_xor_sync(whole_warp, value, 1));
+  return fmaxf(value, __shfl_xor_sync(whole_warp, value, 2));
+}
+
+template <class T>
+__device__ __forceinline__ void store_chunk(T* target, uint4 chunk, int elements, bool aligned) {
+  constexpr int chunk_elements = 16 / sizeof(T);
+  if (aligned && elements >= chunk_elements) {
+    *reinterpret_cast<uint4*>(target) = chunk;
+    return;
+  }
+  const T* values = reinterpret_cast<const T*>(&chunk);
+#pragma unroll
+  for (int e = 0; e < chunk_elements; ++e) {
+    if (e < elements) target[e] = values[e];
+  }
+}
+
+}  // namespace vleff::cuda

@@ -1,0 +1,357 @@
+#pragma once
+#include <cmath>
+
+#include "ragged_tiles.cuh"
+
+// A block takes the queries of one tile of one (sample, head) and walks over its keys with a running softmax.
+// Logits count in powers of two: exp(x) = 2 ** (x * log2(e)).
+namespace vleff::cuda {
+
+constexpr float log2_of_e = 1.44269504088896341f;
+constexpr float ln_of_2 = 0.69314718055994531f;
+
+template <class Tile>
+constexpr int forward_shared_bytes =
+    Tile::stationary_bytes + 4 * Tile::streamed_bytes + 2 * Tile::streamed_rows * 4;
+template <class Tile>
+constexpr int importance_shared_bytes =
+    Tile::stationary_bytes + 2 * Tile::streamed_bytes + 2 * Tile::streamed_rows * 4;
+
+// Tiles a sample and head; at least one, as rows that belong to no sample need a block too.
+__host__ __device__ inline int tiles_of(const RaggedSide& side, int rows) {
+  const int64_t longest = side.longest < side.total ? side.longest : side.total;
+  return longest > rows ? static_cast<int>((longest + rows - 1) / rows) : 1;
+}
+
+// The work of a block. Sample number `batch` stands for the rows that belong to no sample.
+struct BlockTask {
+  int tile, head, sample;
+
+  __device__ BlockTask(const AttentionProblem& problem, int tiles) {
+    const unsigned heads = static_cast<unsigned>(problem.heads), pair = blockIdx.x / tiles;
+    tile = static_cast<int>(blockIdx.x % tiles);
+    head = static_cast<int>(pair % heads);
+    sample = static_cast<int>(pair / heads);
+  }
+  __device__ bool dropped(const AttentionProblem& problem) const {
+    return problem.head_mask && !problem.head_mask[sample * problem.heads + head];
+  }
+};
+
+// The keep pattern of dropout for one query: a word for each key; kept where word >= threshold.
+struct DropoutRow {
+  uint32_t first, second;
+
+  DropoutRow() = default;
+  __device__ DropoutRow(uint64_t seed, int sample, int head, int query) {
+    const uint64_t of_sample = mixed(seed + 0x9E3779B97F4A7C15u * (static_cast<uint64_t>(sample) + 1));
+    const uint64_t of_row =
+        mixed(of_sample + (static_cast<uint64_t>(head) << 32 | static_cast<uint32_t>(query)));
+    first = static_cast<uint32_t>(of_row);
+    second = static_cast<uint32_t>(of_row >> 32);
+  }
+  __device__ uint32_t word(int key) const {
+    uint32_t x = first + static_cast<uint32_t>(key) * 0x9E3779B9u;
+    x ^= x >> 16;
+    x *= 0x7FEB352Du;
+    x ^= second;
+    x ^= x >> 15;
+    x *= 0x846CA68Bu;
+    return x ^ (x >> 16);
+  }
+  static __device__ uint32_t threshold(float dropout_p) {
+    const auto rounded = static_cast<uint64_t>(static_cast<double>(dropout_p) * 4294967296.0 + 0.5);
+    return rounded < 0xFFFFFFFFu ? static_cast<uint32_t>(rounded) : 0xFFFFFFFFu;
+  }
+
+ private:
+  static __device__ uint64_t mixed(uint64_t z) {
+    z ^= z >> 30;
+    z *= 0xBF58476D1CE4E5B9u;
+    z ^= z >> 27;
+    z *= 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+  }
+};
+
+// Keys that a query sees: the last query sees every key.
+__device__ __forceinline__ int visible_keys(bool causal, int query, int queries, int keys) {
+  return causal ? max(0, min(keys, query + 1 + keys - queries)) : keys;
+}
+
+// out 0 and lse -inf for rows [first, first + rows) of the batch at one head.
+template <class Tile>
+__device__ void fill_output(const AttentionProblem& problem, int first, int rows, int head) {
+  using T = typename Tile::Element;
+  const int head_dim = static_cast<int>(problem.head_dim);
+  const int row_chunks = (head_dim + Tile::chunk_elements - 1) / Tile::chunk_elements;
+  const bool aligned = head_dim % Tile::chunk_elements == 0;
+  for (int i = threadIdx.x; i < rows * row_chunks; i += Tile::threads) {
+    const int column = i % row_chunks * Tile::chunk_elements;
+    const int64_t row = (first + i / row_chunks) * problem.heads + head;
+    store_chunk(static_cast<T*>(problem.out) + row * head_dim + column, uint4{}, head_dim - column, aligned);
+  }
+  for (int row = threadIdx.x; row < rows; row += Tile::threads) {
+    problem.lse[(first + row) * problem.heads + head] = -INFINITY;
+  }
+}
+
+// Rows from the end of the last sample on, shared among the blocks of sample number `batch`.
+template <class Tile, class Fill>
+__device__ void fill_unowned_rows(const RaggedSide& side, int64_t batch, int tile, int tiles,
+                                  const Fill& fill) {
+  const int total = static_cast<int>(side.total);
+  const int64_t end = min(max(side.offsets[batch], 0), total);
+  for (int64_t first = end + int64_t{tile} * Tile::stationary_rows; first < total;
+       first += int64_t{tiles} * Tile::stationary_rows) {
+    fill(static_cast<int>(first), static_cast<int>(min(total - first, int64_t{Tile::stationary_rows})));
+  }
+}
+
+// Divides, stages the warp's 16 rows in the shared memory of its queries, which only it read, and stores
+// them.
+template <class Tile>
+__device__ __forceinline__ void store_output(const AttentionProblem& problem,
+                                             SumFragment (&out)[Tile::width / 8], const float (&factor)[2],
+                                             unsigned char* staged, int first_row, int rows, int head,
+                                             const Lane& lane) {
+  using T = typename Tile::Element;
+  __syncwarp();
+#pragma unroll
+  for (int column = 0; column < Tile::width; column += 8) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int element = column + 2 * lane.thread;
+      unsigned char* chunk =
+          chunk_address<Tile>(staged, lane.warp * 16 + lane.group + 8 * half, element / Tile::chunk_elements);
+      reinterpret_cast<typename Pair<T>::Type*>(chunk)[element % Tile::chunk_elements / 2] =
+          Pair<T>::of(out[column / 8][2 * half] * factor[half], out[column / 8][2 * half + 1] * factor[half]);
+    }
+  }
+  __syncwarp();
+  const int head_dim = static_cast<int>(problem.head_dim);
+  const bool aligned = head_dim % Tile::chunk_elements == 0;
+  for (int i = lane.number; i < 16 * Tile::chunks; i += warp_size) {
+    const int row = lane.warp * 16 + i / Tile::chunks, chunk = i % Tile::chunks,
+              column = chunk * Tile::chunk_elements;
+    if (row >= rows || column >= head_dim) continue;
+    T* target = static_cast<T*>(problem.out) + ((first_row + row) * problem.heads + head) * head_dim + column;
+    store_chunk(target, *reinterpret_cast<const uint4*>(chunk_address<Tile>(staged, row, chunk)),
+                head_dim - column, aligned);
+  }
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads, 1)
+    token_gather_attention_forward(const __grid_constant__ AttentionProblem problem) {
+  using T = typename Tile::Element;
+  const int tiles = tiles_of(problem.queries, Tile::stationary_rows);
+  const BlockTask task(problem, tiles);
+  if (task.sample == problem.batch) {
+    fill_unowned_rows<Tile>(problem.queries, problem.batch, task.tile, tiles,
+                            [&](int first, int rows) { fill_output<Tile>(problem, first, rows, task.head); });
+    return;
+  }
+  const SampleRows queries(problem.queries, task.sample), keys(problem.keys, task.sample);
+  const int first_query = task.tile * Tile::stationary_rows;
+  if (first_query >= queries.count) return;
+  const int rows = min(queries.count - first_query, Tile::stationary_rows);
+  const int visible = visible_keys(problem.causal, first_query + rows - 1, queries.count, keys.count);
+  if (visible == 0 || task.dropped(problem)) {
+    fill_output<Tile>(problem, queries.first + first_query, rows, task.head);
+    return;
+  }
+
+  extern __shared__ __align__(128) unsigned char shared[];
+  unsigned char* const query_rows = shared;
+  unsigned char* const key_rows = query_rows + Tile::stationary_bytes;
+  unsigned char* const value_rows = key_rows + 2 * Tile::streamed_bytes;
+  float* const biases = reinterpret_cast<float*>(value_rows + 2 * Tile::streamed_bytes);
+  const int head_dim = static_cast<int>(problem.head_dim);
+  const HeadOperand<T> q(problem.q, task.head), k(problem.k, task.head), v(problem.v, task.head);
+  const auto load_keys = [&](int first_key, int buffer) {
+    load_rows<Tile, Tile::streamed_rows>(key_rows + buffer * Tile::streamed_bytes, k, problem.keys, keys,
+                                         first_key, head_dim);
+    load_rows<Tile, Tile::streamed_rows>(value_rows + buffer * Tile::streamed_bytes, v, problem.keys, keys,
+                                         first_key, head_dim);
+    if (problem.key_bias) {
+      load_numbers<Tile>(biases + buffer * Tile::streamed_rows, problem.key_bias + keys.first, first_key,
+                         keys.count, 1);
+    }
+  };
+  load_rows<Tile, Tile::stationary_rows>(query_rows, q, problem.queries, queries, first_query, head_dim);
+  load_keys(0, 0);
+
+  const Lane lane;
+  const float scale = problem.scale * log2_of_e;
+  const bool with_dropout = problem.dropout_p > 0;
+  const uint32_t threshold = DropoutRow::threshold(problem.dropout_p);
+  int limit[2];  // keys that the lane's two queries see
+  DropoutRow dropout[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int query = first_query + lane.warp * 16 + lane.group + 8 * half;
+    limit[half] = visible_keys(problem.causal, query, queries.count, keys.count);
+    if (with_dropout) dropout[half] = DropoutRow(*problem.seed, task.sample, task.head, query);
+  }
+  const int visible_to_all = visible_keys(problem.causal, first_query, queries.count, keys.count);
+
+  SumFragment out[Tile::width / 8] = {};
+  float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+  for (int first_key = 0, buffer = 0; first_key < visible; first_key += Tile::streamed_rows, buffer ^= 1) {
+    wait_for_copies();
+    __syncthreads();  // the tile is in, and every warp has left the other buffer
+    if (first_key + Tile::streamed_rows < visible) load_keys(first_key + Tile::streamed_rows, buffer ^ 1);
+
+    SumFragment logits[Tile::streamed_rows / 8] = {};
+    multiply_rows<Tile>(logits, query_rows, key_rows + buffer * Tile::streamed_bytes, lane);
+    const float* const bias = biases + buffer * Tile::streamed_rows;
+    const bool partly_visible = first_key + Tile::streamed_rows > visible_to_all;
+#pragma unroll
+    for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int column = 8 * j + 2 * lane.thread + e % 2;
+        float logit = logits[j][e] * scale;
+        if (problem.key_bias) logit += bias[column] * log2_of_e;
+        if (partly_visible && first_key + column >= limit[e / 2]) logit = -INFINITY;
+        logits[j][e] = logit;
+      }
+    }
+
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = maximum[half];
+#pragma unroll
+      for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
+        largest = fmaxf(largest, fmaxf(logits[j][2 * half], logits[j][2 * half + 1]));
+      }
+      largest = maximum_of_row(largest);
+      const float reference = largest == -INFINITY ? 0.0f : largest;
+      const float shrink = exp2_approximate(maximum[half] - reference);
+      maximum[half] = largest;
+      float tile_sum = 0.0f;
+#pragma unroll
+      for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
+#pragma unroll
+        for (int e = 2 * half; e < 2 * half + 2; ++e) {
+          const float weight = exp2_approximate(logits[j][e] - reference);
+          tile_sum += weight;
+          logits[j][e] = weight;
+          if (with_dropout && dropout[half].word(first_key + 8 * j + 2 * lane.thread + e % 2) < threshold) {
+            logits[j][e] = 0.0f;
+          }
+        }
+      }
+      sum[half] = sum[half] * shrink + tile_sum;
+#pragma unroll
+      for (int j = 0; j < Tile::width / 8; ++j) {
+        out[j][2 * half] *= shrink;
+        out[j][2 * half + 1] *= shrink;
+      }
+    }
+    multiply_weights<Tile>(out, logits, value_rows + buffer * Tile::streamed_bytes, lane);
+  }
+
+  const float kept_scale = 1.0f / (1.0f - problem.dropout_p);
+  float factor[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float total = sum_of_row(sum[half]);
+    // Only 0 is special: NaN must stay NaN.
+    factor[half] = total == 0.0f ? 0.0f : kept_scale / total;
+    const int row = lane.warp * 16 + lane.group + 8 * half;
+    if (lane.thread == 0 && row < rows) {
+      problem.lse[(queries.first + first_query + row) * problem.heads + task.head] =
+          total == 0.0f ? -INFINITY : (maximum[half] + log2f(total)) * ln_of_2;
+    }
+  }
+  store_output<Tile>(problem, out, factor, query_rows, queries.first + first_query, rows, task.head, lane);
+}
+
+// The column sums of P, once lse is known: a block takes the keys of one tile and walks over the queries in
+// order, so that no atomic addition is needed and the same bits come out at every run.
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads, 1)
+    token_gather_attention_importance(const __grid_constant__ AttentionProblem problem) {
+  using T = typename Tile::Element;
+  const int tiles = tiles_of(problem.keys, Tile::stationary_rows);
+  const BlockTask task(problem, tiles);
+  const auto store = [&](int row, float value) {
+    problem.importance[row * problem.heads + task.head] = value;
+  };
+  const auto fill = [&](int first, int rows) {
+    for (int row = threadIdx.x; row < rows; row += Tile::threads) store(first + row, 0.0f);
+  };
+  if (task.sample == problem.batch) {
+    fill_unowned_rows<Tile>(problem.keys, problem.batch, task.tile, tiles, fill);
+    return;
+  }
+  const SampleRows queries(problem.queries, task.sample), keys(problem.keys, task.sample);
+  const int first_key = task.tile * Tile::stationary_rows;
+  if (first_key >= keys.count) return;
+  const int rows = min(keys.count - first_key, Tile::stationary_rows);
+  // Causal: key j is seen by the queries from j - (keys - queries) on.
+  const int hidden_queries = problem.causal ? max(0, first_key - (keys.count - queries.count)) : 0;
+  if (hidden_queries >= queries.count || task.dropped(problem)) {
+    fill(keys.first + first_key, rows);
+    return;
+  }
+
+  extern __shared__ __align__(128) unsigned char shared[];
+  unsigned char* const key_rows = shared;
+  unsigned char* const query_rows = key_rows + Tile::stationary_bytes;
+  float* const lse_rows = reinterpret_cast<float*>(query_rows + 2 * Tile::streamed_bytes);
+  const int head_dim = static_cast<int>(problem.head_dim), heads = static_cast<int>(problem.heads);
+  const HeadOperand<T> q(problem.q, task.head), k(problem.k, task.head);
+  const float* const lse = problem.lse + queries.first * problem.heads + task.head;
+  const auto load_queries = [&](int first_query, int buffer) {
+    load_rows<Tile, Tile::streamed_rows>(query_rows + buffer * Tile::streamed_bytes, q, problem.queries,
+                                         queries, first_query, head_dim);
+    load_numbers<Tile>(lse_rows + buffer * Tile::streamed_rows, lse, first_query, queries.count, heads);
+  };
+  const int start = hidden_queries / Tile::streamed_rows * Tile::streamed_rows;
+  load_rows<Tile, Tile::stationary_rows>(key_rows, k, problem.keys, keys, first_key, head_dim);
+  load_queries(start, 0);
+
+  const Lane lane;
+  const float scale = problem.scale * log2_of_e;
+  float bias[2] = {0.0f, 0.0f}, sum[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = lane.warp * 16 + lane.group + 8 * half;
+    if (problem.key_bias && row < rows)
+      bias[half] = problem.key_bias[keys.first + first_key + row] * log2_of_e;
+  }
+  for (int first_query = start, buffer = 0; first_query < queries.count;
+       first_query += Tile::streamed_rows, buffer ^= 1) {
+    wait_for_copies();
+    __syncthreads();  // the tile is in, and every warp has left the other buffer
+    if (first_query + Tile::streamed_rows < queries.count) {
+      load_queries(first_query + Tile::streamed_rows, buffer ^ 1);
+    }
+    SumFragment logits[Tile::streamed_rows / 8] = {};
+    multiply_rows<Tile>(logits, key_rows, query_rows + buffer * Tile::streamed_bytes, lane);
+#pragma unroll
+    for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int column = 8 * j + 2 * lane.thread + e % 2, query = first_query + column;
+        const int key = first_key + lane.warp * 16 + lane.group + e / 2 * 8;
+        const float query_lse = lse_rows[buffer * Tile::streamed_rows + column];
+        const float weight = exp2_approximate(logits[j][e] * scale + bias[e / 2] - query_lse * log2_of_e);
+        const bool counts = query < queries.count && query_lse != -INFINITY &&
+                            key < visible_keys(problem.causal, query, queries.count, keys.count);
+        sum[e / 2] += counts ? weight : 0.0f;
+      }
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float total = sum_of_row(sum[half]);
+    const int row = lane.warp * 16 + lane.group + 8 * half;
+    if (lane.thread == 0 && row < rows) store(keys.first + first_key + row, total);
+  }
+}
+
+}  // namespace vleff::cuda
