@@ -1,0 +1,155 @@
+#pragma once
+#include "ragged_rows.h"
+#include "token_gather_attention.h"
+
+// What forward and backward of token_gather_attention share.
+namespace vleff::VLEFF_ISA {
+
+constexpr float log2_of_e = 1.44269504088896341f;
+constexpr float ln_of_2 = 0.69314718055994531f;
+
+// Hands out 64-byte aligned pieces of one block; with a null block it only counts.
+class Arena {
+ public:
+  explicit Arena(void* block) : block_(static_cast<char*>(block)) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = block_ ? reinterpret_cast<T*>(block_ + used_) : nullptr;
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* block_;
+  int64_t used_ = 0;
+};
+
+// Row stride of a [queries, keys] block: an odd number of cache lines, so that a column walk does not fall
+// into few cache sets.
+inline int64_t logits_stride(int64_t keys) { return round_up(keys, 64 / 4) / 16 % 2 ? round_up(keys, 16) : round_up(keys, 16) + 16; }
+
+// The keep pattern of dropout: a word for each (sample, head, query, key), the same on every device, at every
+// instruction-set level and in backward. Element kept <=> word >= threshold.
+class DropoutRow {
+ public:
+  DropoutRow(const AttentionProblem& problem, int64_t sample, int64_t head, int64_t query)
+      : threshold_(static_cast<uint32_t>(min(static_cast<int64_t>(static_cast<double>(problem.dropout_p) * 4294967296.0 + 0.5), 0xFFFFFFFF))) {
+    const uint64_t of_sample = mix(problem.seed + 0x9E3779B97F4A7C15u * static_cast<uint64_t>(sample + 1));
+    const uint64_t of_row = mix(of_sample + ((static_cast<uint64_t>(head) << 32) | static_cast<uint64_t>(query)));
+    first_ = static_cast<uint32_t>(of_row);
+    second_ = static_cast<uint32_t>(of_row >> 32);
+  }
+
+  // value where the key is kept, else 0, for the vector of keys from `key` on.
+  Float keep(Float value, int64_t key) const {
+    UInt x = (lane_numbers() + static_cast<uint32_t>(key)) * 0x9E3779B9u + first_;
+    x ^= x >> 16;
+    x *= 0x7FEB352Du;
+    x ^= second_;
+    x ^= x >> 15;
+    x *= 0x846CA68Bu;
+    x ^= x >> 16;
+    return x >= threshold_ ? value : Float{};
+  }
+
+ private:
+  static uint64_t mix(uint64_t z) {
+    z ^= z >> 30;
+    z *= 0xBF58476D1CE4E5B9u;
+    z ^= z >> 27;
+    z *= 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+  }
+  uint32_t threshold_, first_, second_;
+};
+
+// One sample's rows of one head.
+template <class T>
+struct HeadTask {
+  int64_t sample, head, queries, keys, first_query, first_key;
+  RaggedRows<T> q, k, v;
+  const float* key_bias;
+  bool dropped;
+
+  HeadTask(const AttentionProblem& problem, int64_t sample_number, int64_t head_number)
+      : sample(sample_number), head(head_number) {
+    first_query = problem.q_offsets[sample];
+    first_key = problem.k_offsets[sample];
+    queries = problem.q_offsets[sample + 1] - first_query;
+    keys = problem.k_offsets[sample + 1] - first_key;
+    q = rows(problem.q, problem.q_index, first_query, problem.head_dim);
+    k = rows(problem.k, problem.k_index, first_key, problem.head_dim);
+    v = rows(problem.v, problem.k_index, first_key, problem.head_dim);
+    key_bias = problem.key_bias ? problem.key_bias + first_key : nullptr;
+    dropped = problem.head_mask && !problem.head_mask[sample * problem.heads + head];
+  }
+
+  // Keys that query number `query` sees.
+  int64_t visible(const AttentionProblem& problem, int64_t query) const {
+    return problem.causal ? max(0, min(keys, query + 1 + keys - queries)) : keys;
+  }
+
+  // Rows of this head in a contiguous [rows, heads, head_dim] tensor.
+  template <class Element>
+  RaggedRows<Element> contiguous(const void* data, const AttentionProblem& problem, int64_t first_row) const {
+    const int64_t stride = problem.heads * problem.head_dim;
+    return {static_cast<const Element*>(data) + first_row * stride + head * problem.head_dim, stride, nullptr,
+            problem.head_dim};
+  }
+
+ private:
+  RaggedRows<T> rows(const HeadRows& operand, const int32_t* index, int64_t first_row, int64_t width) const {
+    const T* data = static_cast<const T*>(operand.data) + head * operand.head_stride;
+    return RaggedRows<T>{data, operand.row_stride, index, width}.from(first_row);
+  }
+};
+
+// key_bias times log2(e), as the exponentials of base 2 need it.
+inline void scale_key_bias(const float* key_bias, int64_t keys, float* scaled) {
+  for (int64_t key = 0; key < keys; key += lanes)
+    store_first(scaled + key, load_first(key_bias + key, keys - key) * log2_of_e, keys - key);
+}
+
+// Logits times log2(e) of the vector of keys from `key` on; -inf from `visible` on.
+template <bool biased>
+inline Float base_two_logits(const float* products, const float* key_bias, int64_t key, int64_t visible, float scale) {
+  Float logits = load(products + key) * scale;
+  if constexpr (biased) logits = logits + load(key_bias + key);
+  if (key + lanes > visible) {
+    UInt numbers = lane_numbers() + static_cast<uint32_t>(key);
+    logits = numbers < static_cast<uint32_t>(visible) ? logits : broadcast(-infinity);
+  }
+  return logits;
+}
+
+// Fills queries x width of a [rows, heads, width] tensor at this head with one value.
+template <class T>
+void fill_rows(T* data, int64_t rows, int64_t row_stride, int64_t width, float value) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < width; column += lanes)
+      store_first(data + row * row_stride + column, broadcast(value), width - column);
+}
+
+// Runs body(worker, task) for every task; workers take the next task as they become free. Results must not
+// depend on which worker a task falls to.
+template <class Body>
+void for_each_task(const Parallel& parallel, int64_t tasks, const Body& body) {
+  struct Context {
+    const Body& body;
+    int64_t tasks, next;
+  } context{body, tasks, 0};
+  parallel.run(
+      parallel, min(parallel.threads, tasks),
+      [](void* opaque, int64_t worker) {
+        Context& shared = *static_cast<Context*>(opaque);
+        while (true) {
+          const int64_t task = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
+          if (task >= shared.tasks) return;
+          shared.body(worker, task);
+        }
+      },
+      &context);
+}
+
+}  // namespace vleff::VLEFF_ISA

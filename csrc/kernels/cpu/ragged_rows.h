@@ -1,0 +1,85 @@
+#pragma once
+#include "matmul.h"
+
+// Loading one head of a ragged sample's rows, gathered through an index where there is one, and packing it as
+// an operand of a matrix product.
+namespace vleff::VLEFF_ISA {
+
+template <class T>
+struct RaggedRows {
+  const T* data;  // row 0 of the tensor, at this head
+  int64_t row_stride;
+  const int32_t* index;  // row numbers of the sample's rows, or null where they follow each other
+  int64_t width;         // elements a row
+
+  const T* operator[](int64_t row) const { return data + (index ? index[row] : row) * row_stride; }
+  RaggedRows from(int64_t row) const {
+    return index ? RaggedRows{data, row_stride, index + row, width}
+                 : RaggedRows{data + row * row_stride, row_stride, nullptr, width};
+  }
+};
+
+template <class Product>
+inline int64_t words(int64_t elements) {
+  return (elements + Product::elements_per_word - 1) / Product::elements_per_word;
+}
+
+// A vector of words of one row, from word number `word` on; zero beyond the row's width.
+template <class Product, class T>
+inline UInt load_words(const T* row, int64_t word, int64_t width) {
+  if constexpr (Product::elements_per_word == 1) {
+    return (UInt)load_first(row + word, width - word);
+  } else {
+    const int64_t elements = min(width - 2 * word, 2 * lanes);
+    if (elements == 2 * lanes) return load_raw<UInt>(row + 2 * word);
+    Word buffer[lanes] = {};
+    __builtin_memcpy(buffer, row + 2 * word, elements * sizeof(T));
+    return load_raw<UInt>(buffer);
+  }
+}
+
+// Left operand [rows, words(width)], row-major.
+template <class Product, class T>
+void pack_left(RaggedRows<T> rows, int64_t count, Word* packed) {
+  const int64_t row_words = words<Product>(rows.width);
+  for (int64_t row = 0; row < count; ++row)
+    for (int64_t word = 0; word < row_words; word += lanes)
+      store_first(reinterpret_cast<float*>(packed) + row * row_words + word,
+                  (Float)load_words<Product>(rows[row], word, rows.width), row_words - word);
+}
+
+// Right operand whose columns are the rows and whose depth is the width: the transposed matrix.
+template <class Product, class T>
+void pack_transposed(RaggedRows<T> rows, int64_t count, Word* packed) {
+  const int64_t depth = words<Product>(rows.width);
+  for (int64_t column = 0; column < count; column += lanes) {
+    Word* panel = packed + column / panel_width * panel_width * depth + column % panel_width;
+    for (int64_t word = 0; word < depth; word += lanes) {
+      Float square[lanes];
+      for (int64_t row = 0; row < lanes; ++row)
+        square[row] = column + row < count ? (Float)load_words<Product>(rows[column + row], word, rows.width) : Float{};
+      transpose(square);
+      for (int64_t row = 0; row < min(lanes, depth - word); ++row)
+        store_raw(panel + (word + row) * panel_width, square[row]);
+    }
+  }
+}
+
+// Right operand whose depth is the rows and whose columns are the width. panel_depth counts words.
+template <class Product, class T>
+void pack_right(RaggedRows<T> rows, int64_t count, int64_t panel_depth, Word* packed) {
+  for (int64_t word = 0; word < words<Product>(count); ++word)
+    for (int64_t column = 0; column < rows.width; column += lanes) {
+      const int64_t left = rows.width - column;
+      Word* target = packed + column / panel_width * panel_width * panel_depth + word * panel_width + column % panel_width;
+      if constexpr (Product::elements_per_word == 1) {
+        store_raw(target, load_first(rows[word] + column, left));
+      } else {
+        UInt low = (UInt)load_first(rows[2 * word] + column, left) >> 16;
+        UInt high = 2 * word + 1 < count ? (UInt)load_first(rows[2 * word + 1] + column, left) : UInt{};
+        store_raw(target, low | high);
+      }
+    }
+}
+
+}  // namespace vleff::VLEFF_ISA
