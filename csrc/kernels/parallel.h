@@ -10,7 +10,8 @@ struct Parallel {
 
   // Calls body(context, worker) once for every worker in [0, workers), possibly at the same time, and
   // returns when all have finished. Workers must not wait for each other.
-  void (*run)(const Parallel& self, int64_t workers, void (*body)(void* context, int64_t worker), void* context);
+  void (*run)(const Parallel& self, int64_t workers, void (*body)(void* context, int64_t worker),
+              void* context);
 };
 
 }  // namespace vleff

@@ -44,8 +44,8 @@ struct BackwardScratch {
 // where dS = P * (keep / (1 - dropout_p) * <dO, v> - delta); both 0 from `visible` up to `columns`.
 template <bool biased>
 void softmax_gradient_row(float* weights, float* grad_logits, int64_t visible, int64_t columns, float scale,
-                          const float* key_bias, float lse, float delta, const DropoutRow* dropout, float kept_scale,
-                          float* grad_key_bias) {
+                          const float* key_bias, float lse, float delta, const DropoutRow* dropout,
+                          float kept_scale, float* grad_key_bias) {
   const bool no_visible_key = lse == -infinity;
   const float base_two_lse = lse * log2_of_e;
   const int64_t seen = no_visible_key ? 0 : visible;
@@ -82,11 +82,12 @@ void pair_rows(float* block, int64_t rows, int64_t stride, int64_t columns, Word
 }
 
 template <class T>
-void store_gradient(const float* gradient, int64_t rows, int64_t width, float factor, T* target, int64_t row_stride) {
+void store_gradient(const float* gradient, int64_t rows, int64_t width, float factor, T* target,
+                    int64_t row_stride) {
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < width; column += lanes)
-      store_first(target + row * row_stride + column, load(gradient + row * round_up(width, lanes) + column) * factor,
-                  width - column);
+      store_first(target + row * row_stride + column,
+                  load(gradient + row * round_up(width, lanes) + column) * factor, width - column);
 }
 
 // sum of out * grad_out over the head's width
@@ -100,9 +101,10 @@ float row_delta(const T* out, const T* grad_out, int64_t width) {
 
 // G is the type of the gradients.
 template <class T, class Product, class G>
-void attend_backward(const AttentionProblem& problem, const AttentionGradient& gradient, const HeadTask<T>& task,
-                     const BackwardScratch<Product>& scratch) {
-  const int64_t head_dim = problem.head_dim, width = words<Product>(head_dim), row = round_up(head_dim, lanes);
+void attend_backward(const AttentionProblem& problem, const AttentionGradient& gradient,
+                     const HeadTask<T>& task, const BackwardScratch<Product>& scratch) {
+  const int64_t head_dim = problem.head_dim, width = words<Product>(head_dim),
+                row = round_up(head_dim, lanes);
   const int64_t row_stride = problem.heads * head_dim, head_start = task.head * head_dim;
   G* grad_q = static_cast<G*>(gradient.grad_q) + task.first_query * row_stride + head_start;
   G* grad_k = static_cast<G*>(gradient.grad_k) + task.first_key * row_stride + head_start;
@@ -138,10 +140,10 @@ void attend_backward(const AttentionProblem& problem, const AttentionGradient& g
     pack_right<Product>(task.q.from(first), queries, block_words, scratch.queries_right);
     pack_left<Product>(grad_out.from(first), queries, scratch.grad_out);
     pack_right<Product>(grad_out.from(first), queries, block_words, scratch.grad_out_right);
-    multiply<Product>({scratch.queries, width, 1}, {scratch.keys_transposed, width}, {scratch.weights, stride}, queries,
-                      visible, width, false);
-    multiply<Product>({scratch.grad_out, width, 1}, {scratch.values_transposed, width}, {scratch.grad_logits, stride},
-                      queries, visible, width, false);
+    multiply<Product>({scratch.queries, width, 1}, {scratch.keys_transposed, width},
+                      {scratch.weights, stride}, queries, visible, width, false);
+    multiply<Product>({scratch.grad_out, width, 1}, {scratch.values_transposed, width},
+                      {scratch.grad_logits, stride}, queries, visible, width, false);
     for (int64_t query = 0; query < queries; ++query) {
       const int64_t position = (task.first_query + first + query) * problem.heads + task.head;
       const float delta = row_delta(out[first + query], grad_out[first + query], head_dim) -
@@ -149,8 +151,8 @@ void attend_backward(const AttentionProblem& problem, const AttentionGradient& g
       const DropoutRow pattern(problem, task.sample, task.head, first + query);
       auto row_gradient = task.key_bias ? softmax_gradient_row<true> : softmax_gradient_row<false>;
       row_gradient(scratch.weights + query * stride, scratch.grad_logits + query * stride,
-                   task.visible(problem, first + query), columns, scale, scratch.key_bias, gradient.lse[position],
-                   delta, problem.dropout_p > 0 ? &pattern : nullptr, kept_scale,
+                   task.visible(problem, first + query), columns, scale, scratch.key_bias,
+                   gradient.lse[position], delta, problem.dropout_p > 0 ? &pattern : nullptr, kept_scale,
                    grad_key_bias ? scratch.grad_key_bias : nullptr);
     }
     const Word* weights = reinterpret_cast<const Word*>(scratch.weights);
@@ -163,13 +165,14 @@ void attend_backward(const AttentionProblem& problem, const AttentionGradient& g
       grad_logit_columns = scratch.grad_logit_pairs;
     }
     const int64_t depth = words<Product>(queries);
-    multiply<Product>({weight_columns, 1, stride}, {scratch.grad_out_right, block_words}, {scratch.grad_values, row},
-                      visible, head_dim, depth, true);
-    multiply<Product>({grad_logit_columns, 1, stride}, {scratch.queries_right, block_words}, {scratch.grad_keys, row},
-                      visible, head_dim, depth, true);
-    multiply<Product>({grad_logits, stride, 1}, {scratch.keys, key_words}, {scratch.grad_queries, row}, queries,
-                      head_dim, words<Product>(visible), false);
-    store_gradient(scratch.grad_queries, queries, head_dim, problem.scale, grad_q + first * row_stride, row_stride);
+    multiply<Product>({weight_columns, 1, stride}, {scratch.grad_out_right, block_words},
+                      {scratch.grad_values, row}, visible, head_dim, depth, true);
+    multiply<Product>({grad_logit_columns, 1, stride}, {scratch.queries_right, block_words},
+                      {scratch.grad_keys, row}, visible, head_dim, depth, true);
+    multiply<Product>({grad_logits, stride, 1}, {scratch.keys, key_words}, {scratch.grad_queries, row},
+                      queries, head_dim, words<Product>(visible), false);
+    store_gradient(scratch.grad_queries, queries, head_dim, problem.scale, grad_q + first * row_stride,
+                   row_stride);
   }
   store_gradient(scratch.grad_keys, task.keys, head_dim, problem.scale, grad_k, row_stride);
   store_gradient(scratch.grad_values, task.keys, head_dim, 1.0f, grad_v, row_stride);
@@ -184,8 +187,8 @@ struct Backward {
     return arena.used();
   }
 
-  static void run(const AttentionProblem& problem, const AttentionGradient& gradient, int64_t max_q, int64_t max_k,
-                  void* scratch, const Parallel& parallel) {
+  static void run(const AttentionProblem& problem, const AttentionGradient& gradient, int64_t max_q,
+                  int64_t max_k, void* scratch, const Parallel& parallel) {
     const int64_t tasks = problem.batch * problem.heads;
     if (tasks == 0) return;
     const int64_t bytes = scratch_bytes(problem, max_q, max_k);

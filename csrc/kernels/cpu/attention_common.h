@@ -27,16 +27,20 @@ class Arena {
 
 // Row stride of a [queries, keys] block: an odd number of cache lines, so that a column walk does not fall
 // into few cache sets.
-inline int64_t logits_stride(int64_t keys) { return round_up(keys, 64 / 4) / 16 % 2 ? round_up(keys, 16) : round_up(keys, 16) + 16; }
+inline int64_t logits_stride(int64_t keys) {
+  return round_up(keys, 64 / 4) / 16 % 2 ? round_up(keys, 16) : round_up(keys, 16) + 16;
+}
 
 // The keep pattern of dropout: a word for each (sample, head, query, key), the same on every device, at every
 // instruction-set level and in backward. Element kept <=> word >= threshold.
 class DropoutRow {
  public:
   DropoutRow(const AttentionProblem& problem, int64_t sample, int64_t head, int64_t query)
-      : threshold_(static_cast<uint32_t>(min(static_cast<int64_t>(static_cast<double>(problem.dropout_p) * 4294967296.0 + 0.5), 0xFFFFFFFF))) {
+      : threshold_(static_cast<uint32_t>(min(
+            static_cast<int64_t>(static_cast<double>(problem.dropout_p) * 4294967296.0 + 0.5), 0xFFFFFFFF))) {
     const uint64_t of_sample = mix(problem.seed + 0x9E3779B97F4A7C15u * static_cast<uint64_t>(sample + 1));
-    const uint64_t of_row = mix(of_sample + ((static_cast<uint64_t>(head) << 32) | static_cast<uint64_t>(query)));
+    const uint64_t of_row =
+        mix(of_sample + ((static_cast<uint64_t>(head) << 32) | static_cast<uint64_t>(query)));
     first_ = static_cast<uint32_t>(of_row);
     second_ = static_cast<uint32_t>(of_row >> 32);
   }
@@ -113,7 +117,8 @@ inline void scale_key_bias(const float* key_bias, int64_t keys, float* scaled) {
 
 // Logits times log2(e) of the vector of keys from `key` on; -inf from `visible` on.
 template <bool biased>
-inline Float base_two_logits(const float* products, const float* key_bias, int64_t key, int64_t visible, float scale) {
+inline Float base_two_logits(const float* products, const float* key_bias, int64_t key, int64_t visible,
+                             float scale) {
   Float logits = load(products + key) * scale;
   if constexpr (biased) logits = logits + load(key_bias + key);
   if (key + lanes > visible) {

@@ -81,8 +81,8 @@ RowStatistics softmax_row(float* row, int64_t visible, int64_t columns, float sc
 
 // Attends the queries [begin, end) of one (sample, head).
 template <class T, class Product>
-void attend(const AttentionProblem& problem, const AttentionOutput& output, const HeadTask<T>& task, int64_t begin,
-            int64_t end, const ForwardScratch<Product>& scratch) {
+void attend(const AttentionProblem& problem, const AttentionOutput& output, const HeadTask<T>& task,
+            int64_t begin, int64_t end, const ForwardScratch<Product>& scratch) {
   const int64_t head_dim = problem.head_dim, width = words<Product>(head_dim);
   const int64_t out_stride = problem.heads * head_dim, context_stride = round_up(head_dim, lanes);
   T* out = static_cast<T*>(output.out) + task.first_query * out_stride + task.head * head_dim;
@@ -104,8 +104,8 @@ void attend(const AttentionProblem& problem, const AttentionOutput& output, cons
       const int64_t queries = min(end - first, forward_query_block);
       const int64_t visible = task.visible(problem, first + queries - 1), columns = round_up(visible, lanes);
       pack_left<Product>(task.q.from(first), queries, scratch.queries);
-      multiply<Product>({scratch.queries, width, 1}, {scratch.keys, width}, {scratch.logits, stride}, queries, visible,
-                        width, false);
+      multiply<Product>({scratch.queries, width, 1}, {scratch.keys, width}, {scratch.logits, stride}, queries,
+                        visible, width, false);
       RowStatistics rows[forward_query_block];
       for (int64_t query = 0; query < queries; ++query) {
         const DropoutRow pattern(problem, task.sample, task.head, first + query);
@@ -113,15 +113,17 @@ void attend(const AttentionProblem& problem, const AttentionOutput& output, cons
         float* importance = output.importance ? scratch.importance : nullptr;
         float* row = scratch.logits + query * stride;
         const int64_t seen = task.visible(problem, first + query);
-        rows[query] = task.key_bias
-                          ? softmax_row<Product, true>(row, seen, columns, scale, scratch.key_bias, dropout, importance)
-                          : softmax_row<Product, false>(row, seen, columns, scale, nullptr, dropout, importance);
+        rows[query] =
+            task.key_bias
+                ? softmax_row<Product, true>(row, seen, columns, scale, scratch.key_bias, dropout, importance)
+                : softmax_row<Product, false>(row, seen, columns, scale, nullptr, dropout, importance);
       }
       const int64_t used_depth = words<Product>(visible);
       const Word* weights = reinterpret_cast<const Word*>(scratch.logits);
       for (int64_t word = 0; word == 0 || word < used_depth; word += depth_block)
-        multiply<Product>({weights + word, stride, 1}, {scratch.values, depth}, {scratch.context, context_stride},
-                          queries, head_dim, min(used_depth - word, depth_block), word > 0, word);
+        multiply<Product>({weights + word, stride, 1}, {scratch.values, depth},
+                          {scratch.context, context_stride}, queries, head_dim,
+                          min(used_depth - word, depth_block), word > 0, word);
       for (int64_t query = 0; query < queries; ++query) {
         const auto [row_maximum, sum] = rows[query];
         const float factor = row_maximum == -infinity ? 0.0f : kept_scale / sum;
@@ -147,8 +149,8 @@ struct Forward {
     return arena.used();
   }
 
-  static void run(const AttentionProblem& problem, const AttentionOutput& output, int64_t max_q, int64_t max_k,
-                  void* scratch, const Parallel& parallel) {
+  static void run(const AttentionProblem& problem, const AttentionOutput& output, int64_t max_q,
+                  int64_t max_k, void* scratch, const Parallel& parallel) {
     // Few heads and many threads: a head's queries are split too. Importance sums over a head's queries in
     // order, so there a head is one task.
     const int64_t heads = problem.batch * problem.heads;

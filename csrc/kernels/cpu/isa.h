@@ -25,21 +25,33 @@ bool set_active_isa(Isa isa);
 // table of functions as `vleff::VLEFF_ISA::NAME_kernels`; this macro, used once in the op's torch side,
 // declares those tables and a function NAME_kernels() that returns the active level's.
 #if defined(__x86_64__)
-#define VLEFF_DISPATCH(Table, name)                                                              \
-  namespace vleff {                                                                              \
-  namespace baseline { extern const Table name; }                                                \
-  namespace avx2 { extern const Table name; }                                                    \
-  namespace avx512 { extern const Table name; }                                                  \
-  namespace avx512_bf16 { extern const Table name; }                                             \
-  inline const Table& active_##name() {                                                          \
-    const Table* tables[] = {&baseline::name, &avx2::name, &avx512::name, &avx512_bf16::name};   \
-    return *tables[static_cast<int>(active_isa())];                                              \
-  }                                                                                              \
+#define VLEFF_DISPATCH(Table, name)                                                            \
+  namespace vleff {                                                                            \
+  namespace baseline {                                                                         \
+  extern const Table name;                                                                     \
+  }                                                                                            \
+  namespace avx2 {                                                                             \
+  extern const Table name;                                                                     \
+  }                                                                                            \
+  namespace avx512 {                                                                           \
+  extern const Table name;                                                                     \
+  }                                                                                            \
+  namespace avx512_bf16 {                                                                      \
+  extern const Table name;                                                                     \
+  }                                                                                            \
+  inline const Table& active_##name() {                                                        \
+    const Table* tables[] = {&baseline::name, &avx2::name, &avx512::name, &avx512_bf16::name}; \
+    return *tables[static_cast<int>(active_isa())];                                            \
+  }                                                                                            \
   }
 #else
-#define VLEFF_DISPATCH(Table, name)                              \
-  namespace vleff {                                              \
-  namespace baseline { extern const Table name; }                \
-  inline const Table& active_##name() { return baseline::name; } \
+#define VLEFF_DISPATCH(Table, name)     \
+  namespace vleff {                     \
+  namespace baseline {                  \
+  extern const Table name;              \
+  }                                     \
+  inline const Table& active_##name() { \
+    return baseline::name;              \
+  }                                     \
   }
 #endif

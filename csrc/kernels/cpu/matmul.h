@@ -39,7 +39,9 @@ struct Panels {
   const Word* data;
   int64_t panel_depth;
 };
-inline int64_t panel_words(int64_t columns, int64_t depth) { return round_up(columns, panel_width) * depth; }
+inline int64_t panel_words(int64_t columns, int64_t depth) {
+  return round_up(columns, panel_width) * depth;
+}
 
 // The result: row-major float32; rows hold columns rounded up to lanes.
 struct Result {
@@ -80,7 +82,8 @@ using TileFunction = void (*)(LeftOperand, const Word*, Result, int64_t, bool);
 
 template <class Product, int... index>
 constexpr TileFunction select_tile(int64_t rows, int64_t vectors, std::integer_sequence<int, index...>) {
-  constexpr TileFunction tiles[] = {multiply_tile<Product, index / tile_vectors + 1, index % tile_vectors + 1>...};
+  constexpr TileFunction tiles[] = {
+      multiply_tile<Product, index / tile_vectors + 1, index % tile_vectors + 1>...};
   return tiles[(rows - 1) * tile_vectors + vectors - 1];
 }
 

@@ -57,7 +57,8 @@ void pack_transposed(RaggedRows<T> rows, int64_t count, Word* packed) {
     for (int64_t word = 0; word < depth; word += lanes) {
       Float square[lanes];
       for (int64_t row = 0; row < lanes; ++row)
-        square[row] = column + row < count ? (Float)load_words<Product>(rows[column + row], word, rows.width) : Float{};
+        square[row] =
+            column + row < count ? (Float)load_words<Product>(rows[column + row], word, rows.width) : Float{};
       transpose(square);
       for (int64_t row = 0; row < min(lanes, depth - word); ++row)
         store_raw(panel + (word + row) * panel_width, square[row]);
@@ -71,7 +72,8 @@ void pack_right(RaggedRows<T> rows, int64_t count, int64_t panel_depth, Word* pa
   for (int64_t word = 0; word < words<Product>(count); ++word)
     for (int64_t column = 0; column < rows.width; column += lanes) {
       const int64_t left = rows.width - column;
-      Word* target = packed + column / panel_width * panel_width * panel_depth + word * panel_width + column % panel_width;
+      Word* target = packed + column / panel_width * panel_width * panel_depth + word * panel_width +
+                     column % panel_width;
       if constexpr (Product::elements_per_word == 1) {
         store_raw(target, load_first(rows[word] + column, left));
       } else {

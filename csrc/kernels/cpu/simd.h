@@ -33,9 +33,15 @@ struct Float16 {
 
 constexpr float infinity = __builtin_inff();
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int64_t min(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+inline int64_t max(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 // Memory
 
@@ -50,7 +56,9 @@ inline void store_raw(T* target, Vector vector) {
   __builtin_memcpy(target, &vector, sizeof(Vector));
 }
 
-inline Float broadcast(float value) { return value - Float{}; }
+inline Float broadcast(float value) {
+  return value - Float{};
+}
 
 inline UInt lane_numbers() {
   UInt numbers;
@@ -108,12 +116,16 @@ inline Half narrow(Float value, Float16) {
 
 // A full vector of elements as float32, from float32, bfloat16 or float16 memory, and back.
 
-inline Float load(const float* source) { return load_raw<Float>(source); }
+inline Float load(const float* source) {
+  return load_raw<Float>(source);
+}
 template <class T>
 inline Float load(const T* source) {
   return widen(load_raw<Half>(source), T{});
 }
-inline void store(float* target, Float value) { store_raw(target, value); }
+inline void store(float* target, Float value) {
+  store_raw(target, value);
+}
 template <class T>
 inline void store(T* target, Float value) {
   store_raw(target, narrow(value, T{}));
@@ -160,7 +172,8 @@ inline float reduce_add(Float value) {
   if constexpr (distance == 0) {
     return value[0];
   } else {
-    return reduce_add<distance / 2>(value + swap_lanes<distance>(value, std::make_integer_sequence<int, lanes>{}));
+    return reduce_add<distance / 2>(value +
+                                    swap_lanes<distance>(value, std::make_integer_sequence<int, lanes>{}));
   }
 }
 template <int distance = lanes / 2>

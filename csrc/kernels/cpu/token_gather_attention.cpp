@@ -31,8 +31,8 @@ int64_t scratch_bytes(const AttentionProblem& problem, int64_t max_q, int64_t ma
 }
 
 template <template <class, class> class Pass, class Arguments>
-void run(const AttentionProblem& problem, const Arguments& arguments, int64_t max_q, int64_t max_k, void* scratch,
-         const Parallel& parallel) {
+void run(const AttentionProblem& problem, const Arguments& arguments, int64_t max_q, int64_t max_k,
+         void* scratch, const Parallel& parallel) {
   with_type<Pass>(problem.type,
                   [&](auto pass) { pass.run(problem, arguments, max_q, max_k, scratch, parallel); });
 }
@@ -40,6 +40,7 @@ void run(const AttentionProblem& problem, const Arguments& arguments, int64_t ma
 }  // namespace
 
 extern const TokenGatherAttentionKernels token_gather_attention_kernels = {
-    scratch_bytes<Forward>, run<Forward, AttentionOutput>, scratch_bytes<Backward>, run<Backward, AttentionGradient>};
+    scratch_bytes<Forward>, run<Forward, AttentionOutput>, scratch_bytes<Backward>,
+    run<Backward, AttentionGradient>};
 
 }  // namespace vleff::VLEFF_ISA

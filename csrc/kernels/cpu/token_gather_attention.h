@@ -62,11 +62,11 @@ struct AttentionGradient {
 // max_q and max_k are at least the longest sample's queries and keys.
 struct TokenGatherAttentionKernels {
   int64_t (*forward_scratch_bytes)(const AttentionProblem&, int64_t max_q, int64_t max_k);
-  void (*forward)(const AttentionProblem&, const AttentionOutput&, int64_t max_q, int64_t max_k, void* scratch,
-                  const Parallel&);
+  void (*forward)(const AttentionProblem&, const AttentionOutput&, int64_t max_q, int64_t max_k,
+                  void* scratch, const Parallel&);
   int64_t (*backward_scratch_bytes)(const AttentionProblem&, int64_t max_q, int64_t max_k);
-  void (*backward)(const AttentionProblem&, const AttentionGradient&, int64_t max_q, int64_t max_k, void* scratch,
-                   const Parallel&);
+  void (*backward)(const AttentionProblem&, const AttentionGradient&, int64_t max_q, int64_t max_k,
+                   void* scratch, const Parallel&);
 };
 
 }  // namespace vleff

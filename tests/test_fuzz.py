@@ -1,0 +1,28 @@
+"""Random problems for the CPU kernels under AddressSanitizer and UBSan, at every instruction-set level."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SECONDS = os.environ.get("VLEFF_FUZZ_SECONDS", "20")
+FIRST_SEED = os.environ.get("VLEFF_FUZZ_SEED", "1")
+
+
+@pytest.fixture(scope="module")
+def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DVLEFF_FUZZ=ON"]
+    subprocess.run([*configure, "-DVLEFF_SANITIZE=address,undefined"], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", folder], check=True, capture_output=True)
+    return folder
+
+
+def test_attention_kernels_survive_random_problems(fuzz_folder: Path) -> None:
+    program = fuzz_folder / "fuzz_token_gather_attention"
+    environment = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    run = subprocess.run([program, SECONDS, FIRST_SEED], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert "cases passed" in run.stdout
