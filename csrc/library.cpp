@@ -11,19 +11,20 @@ STABLE_TORCH_LIBRARY(vleff, library) {
   library.def("set_cpu_isa(str name) -> ()");
   library.def("cpu_isa_levels() -> str[]");
 
+  // Tensors come before the star: torch.library.register_autograd takes no keyword-only ones.
   library.def(
       "token_gather_attention(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_offsets, SymInt "
       "max_q, "
-      "SymInt max_k, *, Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, "
-      "Tensor? key_bias=None, float scale, bool causal=False, float dropout_p=0.0, Tensor? seed=None, "
+      "SymInt max_k, Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, "
+      "Tensor? key_bias=None, Tensor? seed=None, *, float scale, bool causal=False, float dropout_p=0.0, "
       "bool importance=False) -> (Tensor out, Tensor lse, Tensor importance)",
       traceable);
   library.def(
       "token_gather_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
-      "Tensor out, Tensor lse, Tensor q_offsets, Tensor k_offsets, SymInt max_q, SymInt max_k, *, "
-      "Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, Tensor? key_bias=None, float "
-      "scale, "
-      "bool causal=False, float dropout_p=0.0, Tensor? seed=None, bool key_bias_grad=False) -> "
+      "Tensor out, Tensor lse, Tensor q_offsets, Tensor k_offsets, SymInt max_q, SymInt max_k, "
+      "Tensor? q_index=None, Tensor? k_index=None, Tensor? head_mask=None, Tensor? key_bias=None, "
+      "Tensor? seed=None, *, float scale, bool causal=False, float dropout_p=0.0, bool "
+      "key_bias_grad=False) -> "
       "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_key_bias)",
       traceable);
 }

@@ -95,8 +95,8 @@ Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor k_offsets,
                                            int64_t max_q, int64_t max_k, OptionalTensor q_index,
                                            OptionalTensor k_index, OptionalTensor head_mask,
-                                           OptionalTensor key_bias, double scale, bool causal,
-                                           double dropout_p, OptionalTensor seed, bool with_importance) {
+                                           OptionalTensor key_bias, OptionalTensor seed, double scale,
+                                           bool causal, double dropout_p, bool with_importance) {
   const Inputs inputs =
       checked_inputs("token_gather_attention", {q, k, v, q_offsets, k_offsets, max_q, max_k, q_index, k_index,
                                                 head_mask, key_bias, scale, causal, dropout_p, seed});
@@ -151,8 +151,8 @@ Tensor summed_over_heads(const Tensor& per_head) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     Tensor grad_out, OptionalTensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
     Tensor q_offsets, Tensor k_offsets, int64_t max_q, int64_t max_k, OptionalTensor q_index,
-    OptionalTensor k_index, OptionalTensor head_mask, OptionalTensor key_bias, double scale, bool causal,
-    double dropout_p, OptionalTensor seed, bool with_key_bias_grad) {
+    OptionalTensor k_index, OptionalTensor head_mask, OptionalTensor key_bias, OptionalTensor seed,
+    double scale, bool causal, double dropout_p, bool with_key_bias_grad) {
   const char* op = "token_gather_attention_backward";
   const Inputs inputs = checked_inputs(op, {q, k, v, q_offsets, k_offsets, max_q, max_k, q_index, k_index,
                                             head_mask, key_bias, scale, causal, dropout_p, seed});

@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(Tensor q, Tensor k, Tensor v, Te
                                                 Tensor k_offsets, int64_t max_q, int64_t max_k,
                                                 OptionalTensor q_index, OptionalTensor k_index,
                                                 OptionalTensor head_mask, OptionalTensor key_bias,
-                                                double scale, bool causal, double dropout_p,
-                                                OptionalTensor seed, bool with_importance) {
+                                                OptionalTensor seed, double scale, bool causal,
+                                                double dropout_p, bool with_importance) {
   const char* op = "token_gather_attention";
   const AttentionArguments arguments{q,        k,     v,       q_offsets, k_offsets,
                                      max_q,    max_k, q_index, k_index,   head_mask,
