@@ -1,0 +1,121 @@
+"""The models to measure: published sizes with random weights, local directories and hub names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from vleff.bench.inputs import Samples, bert_token_ids, paragraphs, photo_samples, text_samples, tokenize
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published architecture. `hub_name` names the model whose size and tokenizer it has."""
+
+    hub_name: str
+    config: Callable[[], transformers.PretrainedConfig]
+
+
+PRESETS = {
+    "bert-base": Preset("google-bert/bert-base-uncased", transformers.BertConfig),
+    "roberta-base": Preset(
+        "FacebookAI/roberta-base",
+        lambda: transformers.RobertaConfig(
+            vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
+        ),
+    ),
+    "distilbert-base": Preset("distilbert/distilbert-base-uncased", transformers.DistilBertConfig),
+    "vit-base": Preset("google/vit-base-patch16-224", transformers.ViTConfig),
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in fp32, in evaluation mode.
+
+    Attributes:
+        name: as the user gave it.
+        model: the transformers model.
+        weights: where its weights come from, for the report.
+    """
+
+    name: str
+    model: transformers.PreTrainedModel
+    weights: str
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it takes photos; otherwise it takes text."""
+        return self.model.main_input_name == "pixel_values"
+
+
+def load_model(name: str, seed: int = 0) -> LoadedModel:
+    """Loads a model in fp32.
+
+    Args:
+        name: a preset, a local directory as `save_pretrained` writes it, or a name on the Hugging Face hub.
+        seed: of the random weights of a preset.
+
+    Raises:
+        ValueError: `name` is none of these.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if name in PRESETS:
+        torch.manual_seed(seed)
+        model = transformers.AutoModel.from_config(PRESETS[name].config(), dtype=torch.float32)
+        weights = f"random weights (seed {seed}) in the size of {PRESETS[name].hub_name}"
+        return LoadedModel(name, model.eval(), weights)
+    try:
+        model = transformers.AutoModel.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model: expected one of {', '.join(PRESETS)}, a directory with a transformers model, or a name "
+            f"on the Hugging Face hub, got {name!r}: {reason}"
+        ) from error
+    return LoadedModel(name, model.eval(), f"weights of {name}")
+
+
+def samples_for(loaded: LoadedModel, data: Path | None, photos: Path | None, seed: int) -> Samples:
+    """Real input for a model: paragraphs or photos, of the package unless the user gives a file or folder.
+
+    Raises:
+        ValueError: the input does not suit the model, or there is no tokenizer for it.
+        ImportError: a package that reads the input is missing.
+    """
+    config = loaded.model.config
+    if loaded.reads_images:
+        if data is not None:
+            raise ValueError(f"data: {loaded.name} reads images; give a folder of photos instead")
+        if not isinstance(config.image_size, int):
+            raise ValueError(f"model: expected square images, got image size {config.image_size}")
+        tokens = (config.image_size // config.patch_size) ** 2 + 1
+        return photo_samples(photos, config.image_size, tokens, seed)
+    if photos is not None:
+        raise ValueError(f"photos: {loaded.name} reads text; give a SQuAD file instead")
+    source = f"paragraphs of {data}" if data else "SQuAD paragraphs shipped with vleff"
+    padding = config.pad_token_id or 0
+    if data is None and loaded.name in PRESETS:
+        return text_samples(bert_token_ids(), f"{source}, tokens of bert-base-uncased", padding)
+    ids = tokenize(_tokenizer(loaded), paragraphs(data), _maximum_length(config))
+    return text_samples(ids, source, padding)
+
+
+def _tokenizer(loaded: LoadedModel) -> Any:
+    name = PRESETS[loaded.name].hub_name if loaded.name in PRESETS else loaded.name
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer found for {name}; give as model a directory that holds a model and its tokenizer, "
+            "or leave out the data file to measure on the paragraphs shipped with vleff"
+        ) from error
+
+
+def _maximum_length(config: transformers.PretrainedConfig) -> int:
+    # RoBERTa's positions start after the padding id
+    return config.max_position_embeddings - (2 if "roberta" in config.model_type else 0)

@@ -1,0 +1,134 @@
+"""The command `vleff`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Transformer encoders made faster by kernels that do only the work that matters for each input.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+MODEL_HELP = (
+    "bert-base, roberta-base, distilbert-base or vit-base (published size, random weights), a local "
+    "directory, or a name on the Hugging Face hub."
+)
+
+
+BATCH_HELP = "Batch sizes, separated by commas."
+AGAINST_HELP = "Also measure these engines: compile, openvino, onnxruntime, separated by commas."
+BUDGET_HELP = "Seconds to measure each dtype and batch size; six rounds run even if they take longer."
+THREADS_HELP = "CPU threads of every engine; torch's default if left out."
+DATA_HELP = "SQuAD file (.json, .json.gz) to take paragraphs from."
+PHOTOS_HELP = "Folder of images, for models that read them."
+OUTPUT_HELP = "Folder for the JSON file and the figure."
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "bert-base",
+    data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
+    photos: Annotated[Path | None, typer.Option(help=PHOTOS_HELP)] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or both, separated by a comma.")] = "fp32,bf16",
+    batch: Annotated[str, typer.Option(help=BATCH_HELP)] = "1,8,32",
+    against: Annotated[str, typer.Option(help=AGAINST_HELP)] = "",
+    threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
+    budget: Annotated[float, typer.Option(help=BUDGET_HELP)] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of random weights and of the crops of photos.")] = 0,
+    output: Annotated[Path, typer.Option(help=OUTPUT_HELP)] = Path("vleff-bench"),
+) -> None:
+    """Measure a model on real input, dense and accelerated, and check that the outputs match.
+
+    Ctrl-C ends it early and keeps what was measured.
+    """
+    from vleff.bench.run import Settings, run
+
+    try:
+        settings = Settings(
+            model=model,
+            data=_existing(data, "data"),
+            photos=_existing(photos, "photos"),
+            dtypes=_words(dtype),
+            batches=_integers(batch, "batch"),
+            against=_words(against),
+            threads=threads,
+            budget=budget,
+            seed=seed,
+            output=output,
+            command=shlex.join(["vleff", *sys.argv[1:]]),
+        )
+        results = run(settings, console)
+    except (ValueError, ImportError, OSError) as error:
+        raise _failure(error) from error
+    except KeyboardInterrupt:  # before anything was measured
+        raise typer.Exit(130) from None
+    if not results.complete:
+        raise typer.Exit(130)
+
+
+@app.command()
+def doctor() -> None:
+    """Report what vleff found on this machine, what is missing, and how to get it."""
+    from vleff.doctor import collect
+
+    marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "missing": "[red]✗[/]"}
+    table = Table(show_header=False, box=None)
+    for column in ("", "part", "found"):
+        table.add_column(column, overflow="fold")
+    for check in collect():
+        hint = f"\n[dim]{check.hint}[/]" if check.hint else ""
+        table.add_row(marks[check.status], check.name, f"{check.detail}{hint}")
+    console.print(table)
+
+
+@app.command()
+def explain(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
+    """Accelerate a model and say which parts run on which kernels, and why."""
+    import vleff
+    from vleff.bench.models import load_model
+
+    try:
+        loaded = load_model(model)
+        explanation: Any = vleff.explain(vleff.accelerate(loaded.model))
+    except (TypeError, ValueError, ImportError) as error:
+        raise _failure(error) from error
+    console.print(f"[bold]{loaded.name}[/]: {loaded.weights}", highlight=False)
+    console.print(explanation, markup=False, highlight=False)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.replace(",", " ").split())
+
+
+def _integers(text: str, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise ValueError(f"{name}: expected whole numbers separated by commas, got {text!r}") from None
+
+
+def _existing(path: Path | None, name: str) -> Path | None:
+    if path is not None and not path.exists():
+        raise ValueError(f"{name}: {path} does not exist")
+    return path
+
+
+def _failure(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
+    return typer.Exit(2)
+
+
+if __name__ == "__main__":
+    main()

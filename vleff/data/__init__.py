@@ -1,0 +1,1 @@
+"""Readers of the data that several methods share."""

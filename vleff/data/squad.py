@@ -1,0 +1,96 @@
+"""Reads reading-comprehension data in the JSON format of SQuAD 1.1 and 2.0, plain or compressed by gzip."""
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A span of the paragraph: `text` begins at character `start`."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one paragraph.
+
+    Attributes:
+        id: unique in its file.
+        text: the question.
+        answers: the accepted answers, empty if the question is unanswerable.
+        plausible_answers: for an unanswerable question of SQuAD 2.0, the spans that look like an answer.
+        is_impossible: whether the paragraph does not answer it (SQuAD 2.0).
+    """
+
+    id: str
+    text: str
+    answers: tuple[Answer, ...]
+    plausible_answers: tuple[Answer, ...] = ()
+    is_impossible: bool = False
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph of the article `title` with its questions."""
+
+    title: str
+    context: str
+    questions: tuple[Question, ...]
+
+
+def read_squad(path: str | Path) -> list[Paragraph]:
+    """All paragraphs of a file in SQuAD format, in its order.
+
+    Args:
+        path: a `.json` file, or a `.json.gz` file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or not of the format; the message says where.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(
+            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        )
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON in SQuAD format (.json or .json.gz), got {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        raise ValueError(f'{path}: expected an object with a list "data", as in SQuAD files')
+    paragraphs = []
+    for a, article in enumerate(content["data"]):
+        try:
+            title = article.get("title", "")
+            paragraphs += [_paragraph(title, paragraph) for paragraph in article["paragraphs"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: article {a} is not in SQuAD format: {_reason(error)}") from error
+    return paragraphs
+
+
+def _paragraph(title: str, content: dict[str, Any]) -> Paragraph:
+    if not isinstance(content["context"], str):
+        raise TypeError(f'"context" is {content["context"]!r}, expected text')
+    return Paragraph(title, content["context"], tuple(_question(question) for question in content["qas"]))
+
+
+def _question(content: dict[str, Any]) -> Question:
+    return Question(
+        id=str(content["id"]),
+        text=content["question"],
+        answers=_answers(content["answers"]),
+        plausible_answers=_answers(content.get("plausible_answers", [])),
+        is_impossible=bool(content.get("is_impossible", False)),
+    )
+
+
+def _answers(content: list[dict[str, Any]]) -> tuple[Answer, ...]:
+    return tuple(Answer(answer["text"], int(answer["answer_start"])) for answer in content)
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
