@@ -101,10 +101,10 @@ __device__ __forceinline__ void multiply<__half>(SumFragment& sum, const LeftFra
       : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
 
-// float32 as the sum of two tf32 numbers: the leading 11 bits and what they leave. Three products of the
-// parts keep the error of one product near 2 ** -21, where plain tf32 has 2 ** -11.
+// float32 as the sum of two tf32 numbers: the number rounded to 11 bits, and what that leaves. Three products
+// of the parts keep the error of one product near 2 ** -22, where plain tf32 has 2 ** -11.
 __device__ __forceinline__ uint32_t leading_bits(uint32_t word) {
-  return word & 0xFFFFE000u;
+  return (word + 0x1000u) & 0xFFFFE000u;
 }
 __device__ __forceinline__ uint32_t remaining_bits(uint32_t word) {
   return __float_as_uint(__uint_as_float(word) - __uint_as_float(leading_bits(word)));
@@ -122,6 +122,24 @@ __device__ __forceinline__ void multiply<float>(SumFragment& sum, const LeftFrag
   multiply_tf32(sum, left_low, right_high);
   multiply_tf32(sum, left_high, right_low);
   multiply_tf32(sum, left_high, right_high);
+}
+
+__device__ __forceinline__ void add(SumFragment& sum, const SumFragment& part) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) sum[e] += part[e];
+}
+
+// As multiply. Tensor cores may round their sums towards zero, so float32 adds to a long sum outside of them.
+template <class T>
+__device__ __forceinline__ void add_product(SumFragment& sum, const LeftFragment& left,
+                                            const RightFragment& right) {
+  if constexpr (sizeof(T) == 2) {
+    multiply<T>(sum, left, right);
+  } else {
+    SumFragment product = {};
+    multiply<T>(product, left, right);
+    add(sum, product);
+  }
 }
 
 // Two neighbouring elements of memory.

@@ -121,8 +121,8 @@ __device__ __forceinline__ void multiply_rows(SumFragment (&products)[Tile::stre
       load_matrices(words, chunk_address<Tile>(streamed, row + lane.number % 8 + lane.number / 16 * 8,
                                                depth + lane.number / 8 % 2));
       const RightFragment first = {words[0], words[1]}, second = {words[2], words[3]};
-      multiply<T>(products[row / 8], left, first);
-      multiply<T>(products[row / 8 + 1], left, second);
+      add_product<T>(products[row / 8], left, first);
+      add_product<T>(products[row / 8 + 1], left, second);
     }
   }
 }
@@ -153,21 +153,23 @@ __device__ __forceinline__ void multiply_weights(SumFragment (&out)[Tile::width 
     // A lane holds the weights of rows 2 * thread and 2 * thread + 1, where a left operand has thread and
     // thread + 4: the rows of both operands are taken in that order.
     const uint32_t* const words = reinterpret_cast<const uint32_t*>(streamed);
+    const int row = 2 * lane.thread;
+    // chunk_address in words; rows start at multiples of the width, so that a column is a matter of its bits
+    const int first = row * Tile::width + (lane.group ^ row % 8 * 4);
+    const int second = (row + 1) * Tile::width + (lane.group ^ (row + 1) % 8 * 4);
 #pragma unroll
-    for (int row = 0; row < Tile::streamed_rows; row += 8) {
-      const SumFragment& weight = weights[row / 8];
-      const LeftFragment left = {__float_as_uint(weight[0]), __float_as_uint(weight[2]),
-                                 __float_as_uint(weight[1]), __float_as_uint(weight[3])};
-      // chunk_address in words; rows start at multiples of the width, so that a column is a matter of its
-      // bits
-      const int key = row + 2 * lane.thread;
-      const int first = key * Tile::width + (lane.group ^ key % 8 * 4);
-      const int second = (key + 1) * Tile::width + (lane.group ^ (key + 1) % 8 * 4);
+    for (int column = 0; column < Tile::width; column += 8) {
+      SumFragment sum = {};
 #pragma unroll
-      for (int column = 0; column < Tile::width; column += 8) {
-        const RightFragment right = {words[first ^ column], words[second ^ column]};
-        multiply<T>(out[column / 8], left, right);
+      for (int block = 0; block < Tile::streamed_rows; block += 8) {
+        const SumFragment& weight = weights[block / 8];
+        const LeftFragment left = {__float_as_uint(weight[0]), __float_as_uint(weight[2]),
+                                   __float_as_uint(weight[1]), __float_as_uint(weight[3])};
+        const int offset = block * Tile::width;
+        const RightFragment right = {words[(first + offset) ^ column], words[(second + offset) ^ column]};
+        multiply<T>(sum, left, right);
       }
+      add(out[column / 8], sum);
     }
   }
 }
