@@ -1,0 +1,1 @@
+"""Knowledge of transformers classes: one adapter a model family, in a registry."""

@@ -1,0 +1,122 @@
+"""Turns one base model of a known family into its packed form and back."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
+
+from vleff.models.attention_interface import IMPLEMENTATIONS
+from vleff.models.encoder import PackedLayer, has_hooks
+from vleff.models.registry import Adapter, warn_if_unchecked
+from vleff.nn.fused_linear import FusedLinear
+
+_RECORD = "_vleff_conversion"
+_FUSED_ACTIVATIONS: dict[type[nn.Module], str] = {
+    GELUActivation: "gelu",
+    GELUTanh: "gelu_tanh",
+    NewGELUActivation: "gelu_tanh",
+    nn.ReLU: "relu",
+}
+
+
+@dataclass
+class Conversion:
+    """What it takes to undo one; kept on the base model, copied and pickled with it.
+
+    Attributes:
+        attention_implementation: the one that the config named before.
+        replaced: owner, name there, original and stand-in of each module that was exchanged.
+    """
+
+    attention_implementation: str
+    replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = field(default_factory=list)
+
+
+def is_converted(base: nn.Module) -> bool:
+    """Whether `base` is in its packed form."""
+    return _RECORD in base.__dict__
+
+
+def unsupported(base: nn.Module, adapter: Adapter) -> str | None:
+    """Why `base` cannot run packed, None if it can."""
+    attention = base.config._attn_implementation
+    if attention not in (*IMPLEMENTATIONS, *IMPLEMENTATIONS.values()):
+        return f"its attention implementation is '{attention}', expected one of {', '.join(IMPLEMENTATIONS)}"
+    if base.config.output_attentions:
+        return "its config asks for attention weights (config.output_attentions), which are never built"
+    for original, packed in adapter.packed_classes.items():
+        modules = [module for module in base.modules() if isinstance(module, original)]
+        if not modules:
+            return f"it has no {original.__name__}"
+        for module in modules:
+            if type(module) not in (original, packed):
+                return f"expected the class {original.__name__}, got its subclass {type(module).__name__}"
+            reason = packed.unsupported(module) if issubclass(packed, PackedLayer) else None
+            if reason is not None:
+                return reason
+    return None
+
+
+def convert(model: nn.Module, base: nn.Module, adapter: Adapter) -> None:
+    """Exchanges classes, linears and attention implementation of `base` and its head, if any, in `model`."""
+    warn_if_unchecked(adapter.family, adapter.checked_versions)
+    conversion = Conversion(base.config._attn_implementation)
+    base.set_attn_implementation(IMPLEMENTATIONS[conversion.attention_implementation])
+    activations = {}
+    for module in base.modules():
+        module.__class__ = adapter.packed_classes.get(type(module), type(module))
+        if isinstance(module, PackedLayer):
+            parts = module.parts()
+            if type(parts.activation) in _FUSED_ACTIVATIONS and _is_fusible(parts.intermediate):
+                activations[parts.intermediate] = parts.activation
+    _exchange_linears(_head_around(base, model), activations, conversion)
+    base.__dict__[_RECORD] = conversion
+
+
+def revert(base: nn.Module, adapter: Adapter) -> None:
+    """Undoes `convert`, except for modules that were exchanged again meanwhile."""
+    conversion: Conversion = base.__dict__.pop(_RECORD)
+    for owner, name, original, replacement in conversion.replaced:
+        if getattr(owner, name) is replacement:
+            if isinstance(replacement, FusedLinear):
+                replacement.move_parameters_to(original)
+            setattr(owner, name, original.train(replacement.training))
+    original_classes = {packed: original for original, packed in adapter.packed_classes.items()}
+    for module in base.modules():
+        module.__class__ = original_classes.get(type(module), type(module))
+    base.set_attn_implementation(conversion.attention_implementation)
+
+
+def _head_around(base: nn.Module, model: nn.Module) -> nn.Module:
+    """The model with a head in `model` whose base model is `base`; `base` itself if there is none."""
+    with_heads = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return next((module for module in with_heads if module.base_model is base), base)
+
+
+def _is_fusible(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and not has_hooks(module)
+
+
+def _exchange_linears(
+    head: nn.Module, activations: dict[nn.Module, nn.Module], conversion: Conversion
+) -> None:
+    """Puts a FusedLinear for each linear in `head`, its activation in `activations` fused into it.
+
+    Those outside the layers gain no time, but torch's own would change a sample's bits with the batch size.
+    """
+    owners = Counter(id(parameter) for module in head.modules() for parameter in module._parameters.values())
+    fused = set(activations.values())
+    for owner in list(head.modules()):
+        for name, module in list(owner.named_children()):
+            replacement: nn.Module
+            if module in fused:
+                replacement = nn.Identity()
+            elif _is_fusible(module) and owners[id(module.weight)] == 1:  # not tied to embeddings
+                activation = _FUSED_ACTIVATIONS.get(type(activations.get(module)), "none")
+                replacement = FusedLinear.from_linear(module, activation=activation)
+            else:
+                continue
+            setattr(owner, name, replacement.train(module.training))
+            conversion.replaced.append((owner, name, module, replacement))

@@ -1,0 +1,54 @@
+"""DistilBERT: BERT's layer under other names, without dropout after the attention's output projection."""
+
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
+from transformers.models.distilbert.modeling_distilbert import DistilBertModel, Transformer, TransformerBlock
+
+from vleff.models.encoder import LayerParts, PackedEncoder, PostNormLayer
+from vleff.models.registry import Adapter, register
+
+
+class PackedTransformerBlock(PostNormLayer, TransformerBlock):
+    def parts(self) -> LayerParts:
+        attention, feed_forward = self.attention, self.ffn
+        return LayerParts(
+            query=attention.q_lin,
+            key=attention.k_lin,
+            value=attention.v_lin,
+            head_dim=attention.attention_head_size,
+            scale=attention.scaling,
+            attention_dropout=attention.dropout.p,
+            attention_output=attention.out_lin,
+            attention_output_dropout=0.0,
+            attention_norm=self.sa_layer_norm,
+            intermediate=feed_forward.lin1,
+            activation=feed_forward.activation,
+            output=feed_forward.lin2,
+            output_dropout=feed_forward.dropout.p,
+            output_norm=self.output_layer_norm,
+        )
+
+    def containers(self) -> tuple[nn.Module, ...]:
+        return self.attention, self.ffn
+
+    @staticmethod
+    def unsupported(layer: nn.Module) -> str | None:
+        return PostNormLayer.unsupported(layer.ffn)
+
+
+class PackedTransformer(PackedEncoder, Transformer):
+    output_class = BaseModelOutput
+
+    @property
+    def config(self) -> DistilBertConfig:
+        return self.layer[0].attention.config
+
+
+register(
+    Adapter(
+        "DistilBERT",
+        DistilBertModel,
+        {Transformer: PackedTransformer, TransformerBlock: PackedTransformerBlock},
+    )
+)

@@ -1,0 +1,203 @@
+"""The packed Transformer encoder that the model families share.
+
+An accelerated encoder or layer is the transformers module itself, its class exchanged for a subclass
+defined in the family's file: parameters, names, hooks and the original computation (`super().forward`) stay
+where they were. The hidden states of all samples lie one after the other in one [total_tokens, d] tensor
+from the embeddings to the end of the encoder: no multiply-add is spent on padding.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from vleff.nn.fused_linear import FusedLinear
+from vleff.nn.ragged import RaggedBatch
+from vleff.ops.residual_layer_norm import residual_layer_norm
+from vleff.ops.token_gather_attention import token_gather_attention
+
+_PACKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class LayerParts(NamedTuple):
+    """The pieces of one encoder layer of width d, under names of our own. Dropouts are probabilities."""
+
+    query: nn.Module  # [.., d] -> [.., heads * head_dim], as key and value
+    key: nn.Module
+    value: nn.Module
+    head_dim: int
+    scale: float
+    attention_dropout: float
+    attention_output: nn.Module  # [.., heads * head_dim] -> [.., d]
+    attention_output_dropout: float
+    attention_norm: nn.LayerNorm
+    intermediate: nn.Module  # [.., d] -> [.., intermediate size]
+    activation: Any  # a module or a function; an identity where it is fused into `intermediate`
+    output: nn.Module  # [.., intermediate size] -> [.., d]
+    output_dropout: float
+    output_norm: nn.LayerNorm
+
+
+class PackedLayer(nn.Module):
+    """An encoder layer that runs packed; a call that cannot runs as transformers wrote it."""
+
+    @staticmethod
+    def unsupported(layer: nn.Module) -> str | None:
+        """Why `layer`, of the transformers class, cannot run packed whatever its input; None if it can."""
+        if getattr(layer, "chunk_size_feed_forward", 0):
+            return f"chunk_size_feed_forward={layer.chunk_size_feed_forward} asks for a chunked feed-forward"
+        return None
+
+    def parts(self) -> LayerParts:
+        raise NotImplementedError
+
+    def containers(self) -> tuple[nn.Module, ...]:
+        """The modules between the layer and its parts, which the packed computation does not call."""
+        raise NotImplementedError
+
+    def forward_packed(self, values: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
+        """values [total_tokens, d] -> [total_tokens, d]; of `batch` only the samples' offsets count."""
+        raise NotImplementedError
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """hidden_states [total_tokens, d] with a RaggedBatch for the mask, or as transformers passes them."""
+        if isinstance(attention_mask, RaggedBatch):
+            return self.forward_packed(hidden_states, attention_mask)
+        if not runs_packed(hidden_states, attention_mask, args, kwargs) or self.has_inner_hooks():
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        batch = RaggedBatch.pack(hidden_states, attention_mask)
+        return batch.replace(self.forward_packed(batch.values, batch)).unpack()
+
+    def has_inner_hooks(self) -> bool:
+        """Whether a module that the packed computation bypasses has hooks, which would not run."""
+        parts = self.parts()
+        return any(map(has_hooks, (*self.containers(), parts.attention_norm, parts.output_norm)))
+
+
+class PostNormLayer(PackedLayer):
+    """x = norm(x + attention(x)); x = norm(x + feed_forward(x)), as in BERT."""
+
+    def forward_packed(self, values: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
+        parts = self.parts()
+        context = _attend(parts, values, batch, self.training)
+        values = _normalize(
+            parts.attention_norm,
+            _project_and_add(
+                parts.attention_output, context, values, parts.attention_output_dropout, self.training
+            ),
+        )
+        intermediate = parts.activation(parts.intermediate(values))
+        return _normalize(
+            parts.output_norm,
+            _project_and_add(parts.output, intermediate, values, parts.output_dropout, self.training),
+        )
+
+
+class PreNormLayer(PackedLayer):
+    """x = x + attention(norm(x)); x = x + feed_forward(norm(x)), as in ViT."""
+
+    def forward_packed(self, values: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
+        parts = self.parts()
+        context = _attend(parts, _normalize(parts.attention_norm, values), batch, self.training)
+        values = _project_and_add(
+            parts.attention_output, context, values, parts.attention_output_dropout, self.training
+        )
+        intermediate = parts.activation(parts.intermediate(_normalize(parts.output_norm, values)))
+        return _project_and_add(parts.output, intermediate, values, parts.output_dropout, self.training)
+
+
+class PackedEncoder(nn.Module):
+    """A loop over `self.layer` that packs once before it and unpacks once after it.
+
+    Where someone looks at the layers' outputs (hidden states asked for, hooks on layers), transformers' own
+    loop calls the layers and each packs and unpacks for itself.
+    """
+
+    output_class: ClassVar[type[ModelOutput]]
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """hidden_states [batch, length, d]; runs packed with a bool mask [batch, length] or none."""
+        if not runs_packed(hidden_states, attention_mask, args, kwargs):
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        if self._layers_are_watched(kwargs):
+            if attention_mask is not None:  # the first hidden state is the embeddings' output
+                hidden_states = hidden_states.masked_fill(~attention_mask[:, :, None], 0)
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        batch = RaggedBatch.pack(hidden_states, attention_mask)
+        values = batch.values
+        for layer in self.layer:
+            values = layer(values, batch)
+        return self.output_class(last_hidden_state=batch.replace(values).unpack())
+
+    def _layers_are_watched(self, arguments: dict[str, Any]) -> bool:
+        watched = arguments.get("output_hidden_states", self.config.output_hidden_states)
+        return bool(watched) or any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.layer)
+
+
+def runs_packed(
+    hidden_states: torch.Tensor, attention_mask: Any, positional: tuple[Any, ...], arguments: dict[str, Any]
+) -> bool:
+    """Whether an encoder or layer call with these arguments is one that the packed computation covers."""
+    return (
+        all(argument is None for argument in positional)
+        and (attention_mask is None or (attention_mask.dim() == 2 and attention_mask.dtype == torch.bool))
+        and not any(arguments.get(name) for name in ("output_attentions", "is_causal", "use_cache"))
+        and all(arguments.get(name) is None for name in ("encoder_hidden_states", "past_key_values"))
+        and hidden_states.device.type == "cpu"
+        and hidden_states.dtype in _PACKED_DTYPES
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether `module` has hooks besides those by which transformers itself captures hidden states."""
+    if not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return False
+    ours = "transformers.utils.output_capturing"
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(getattr(hook, "__module__", None) != ours for group in hooks for hook in group.values())
+
+
+def _attend(parts: LayerParts, values: torch.Tensor, batch: RaggedBatch, training: bool) -> torch.Tensor:
+    """Self attention within each sample: values [total_tokens, d] -> [total_tokens, heads * head_dim]."""
+    heads = (-1, parts.head_dim)
+    return token_gather_attention(
+        parts.query(values).unflatten(-1, heads),
+        parts.key(values).unflatten(-1, heads),
+        parts.value(values).unflatten(-1, heads),
+        batch.offsets,
+        batch.offsets,
+        batch.max_length,
+        batch.max_length,
+        scale=parts.scale,
+        dropout_p=parts.attention_dropout if training else 0.0,
+    )[0].flatten(1)
+
+
+def _project_and_add(
+    linear: nn.Module, values: torch.Tensor, residual: torch.Tensor, dropout_p: float, training: bool
+) -> torch.Tensor:
+    """residual + dropout(linear(values)), in one pass where nothing is dropped."""
+    if isinstance(linear, FusedLinear) and not (training and dropout_p):
+        return linear(values, residual)
+    return residual + nn.functional.dropout(linear(values), dropout_p, training)
+
+
+def _normalize(norm: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    if type(norm) is not nn.LayerNorm or norm.bias is None:
+        return norm(values)
+    return residual_layer_norm(values, None, norm.weight, norm.bias, norm.eps)[0]
