@@ -73,6 +73,7 @@ def run(settings: Settings, console: Console) -> Results:
         loaded.name, loaded.weights, samples.description, settings.command, date=now(), machine=machine()
     )
     file = ResultFile(settings.output, settings.model, results.date)
+    file.write(results)
     report.print_header(results, console)
     try:
         with _progress(console) as progress:

@@ -78,7 +78,7 @@ def compare(baseline: Sequence[float], contender: Sequence[float], resamples: in
     Raises:
         ValueError: no times, or not equally many.
     """
-    if len(baseline) != len(contender) or not baseline:
+    if len(baseline) != len(contender) or len(baseline) == 0:
         raise ValueError(
             "baseline and contender: expected equally many times, at least one, got "
             f"{len(baseline)} and {len(contender)}"

@@ -1,0 +1,134 @@
+"""accelerate on encoder layers of published sizes, on real input, against the dense engines."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from vleff.bench import engines
+from vleff.bench.inputs import Batch, Samples, bert_token_ids, photo_samples, text_samples
+from vleff.bench.matching import match, reference_outputs
+
+LAYERS = 4
+EVEN_TARGETS = {
+    torch.float32: {"eager": 1.40, "openvino": 1.0},
+    torch.bfloat16: {"eager": 1.22, "openvino": 1.0},
+}
+PARAGRAPH_TARGETS = {torch.float32: {"eager": 2.9}, torch.bfloat16: {"eager": 2.6}}
+
+
+def bert(dtype: torch.dtype) -> nn.Module:
+    """Layers of BERT-base with seeded random weights."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(num_hidden_layers=LAYERS)
+    return transformers.AutoModel.from_config(config).eval().to(dtype)
+
+
+def vit(dtype: torch.dtype) -> nn.Module:
+    """Layers of ViT-base with seeded random weights."""
+    torch.manual_seed(0)
+    return (
+        transformers.AutoModel.from_config(transformers.ViTConfig(num_hidden_layers=LAYERS)).eval().to(dtype)
+    )
+
+
+def paragraphs() -> Samples:
+    return text_samples(bert_token_ids(), "SQuAD paragraphs", padding=0)
+
+
+def even_batch(batch: int = 8, length: int = 269) -> Batch:
+    """Wikipedia text cut to samples of equal length."""
+    tokens = torch.tensor(list(chain.from_iterable(bert_token_ids()))[: batch * length]).view(batch, length)
+    return Batch(
+        {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, [length] * batch, list(range(batch))
+    )
+
+
+@pytest.mark.benchmark(group="BERT-base layers, 8 x 269 tokens, no padding")
+def test_even_lengths(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
+    names = ("compile", "openvino", "onnxruntime")
+    _measure(interleaved, bert(dtype), [even_batch()], dtype, EVEN_TARGETS[dtype], names, budget=25)
+
+
+@pytest.mark.benchmark(group="BERT-base layers, 3 batches of 32 SQuAD paragraphs padded to their longest")
+def test_paragraphs(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
+    batches = paragraphs().batches(32, at_least=96)
+    _measure(interleaved, bert(dtype), batches, dtype, PARAGRAPH_TARGETS[dtype])
+
+
+@pytest.mark.benchmark(group="BERT-base layers, 8 SQuAD paragraphs one by one")
+def test_batch_of_one(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
+    batches = paragraphs().batches(1)
+    _measure(interleaved, bert(dtype), batches, dtype, {"eager": 1.0}, ("compile", "openvino"), budget=15)
+
+
+@pytest.mark.benchmark(group="ViT-base layers, 8 photos")
+def test_photos(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
+    pytest.importorskip("PIL", reason="photos need Pillow")
+    batches = photo_samples(None, image_size=224, tokens=197, seed=0).batches(8)
+    _measure(interleaved, vit(dtype), batches, dtype, {"eager": 1.0}, budget=15)
+
+
+@pytest.mark.benchmark(group="Peak memory, BERT-base layers, 32 SQuAD paragraphs")
+def test_peak_memory(benchmark, dtype: torch.dtype) -> None:
+    """Peak resident memory of a process that loads a model and runs one batch three times.
+
+    `extra_info` gets megabytes: of the whole process, and above what it held before the model was made.
+    """
+    script = [
+        sys.executable,
+        str(Path(__file__).with_name("peak_memory.py")),
+        str(dtype).removeprefix("torch."),
+    ]
+    environment_output = {"check": True, "capture_output": True, "text": True}
+    eager = json.loads(subprocess.run([*script, "eager"], **environment_output).stdout)
+    ours = benchmark.pedantic(
+        lambda: json.loads(subprocess.run([*script, "vleff"], **environment_output).stdout)
+    )
+    benchmark.extra_info["peak_memory"] = {
+        "eager": eager,
+        "vleff": ours,
+        "ratio": ours["peak"] / eager["peak"],
+        "ratio_above_start": (ours["peak"] - ours["start"]) / (eager["peak"] - eager["start"]),
+        "target": 1.05,
+    }
+
+
+def _measure(
+    interleaved: Callable[..., None],
+    model: nn.Module,
+    batches: list[Batch],
+    dtype: torch.dtype,
+    targets: dict[str, float],
+    others: tuple[str, ...] = (),
+    budget: float = 8.0,
+) -> None:
+    example = batches[0].inputs
+    runners = {"eager": engines.dense(model, example)}
+    for name in others:
+        try:
+            runners[name] = engines.OTHERS[name](model, example)
+        except engines.EngineUnavailableError as reason:
+            print(f"not compared with {name}: {reason}")
+    ours = engines.vleff(model, example)
+    outputs = {
+        name: [run(batch.inputs) for batch in batches] for name, run in {**runners, "vleff": ours}.items()
+    }
+    result = match(batches, outputs["eager"], outputs["vleff"], reference_outputs(model, batches), dtype)
+    assert result.ok, f"outputs differ from eager's: {result}"
+    del outputs
+    baselines = {name: partial(_run_all, run, batches) for name, run in runners.items()}
+    interleaved(partial(_run_all, ours, batches), baselines, targets, budget)
+
+
+def _run_all(run: engines.Engine, batches: list[Batch]) -> None:
+    for batch in batches:
+        run(batch.inputs)

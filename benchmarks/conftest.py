@@ -1,0 +1,85 @@
+"""Interleaved comparison on top of pytest-benchmark.
+
+    pytest benchmarks --benchmark-only
+
+Each benchmark compares one contender of vleff with its baselines and never fails for being slow: a ratio on a
+shared machine is a measurement, not a test. It does fail when outputs do not match.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from vleff.bench.results import machine
+from vleff.bench.timing import MINIMUM_ROUNDS, compare, seconds
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MAXIMUM_ROUNDS = 200
+
+Function = Callable[[], object]
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """fp32, then bf16."""
+    return DTYPES[request.param]
+
+
+@pytest.fixture
+def interleaved(benchmark) -> Callable[..., None]:
+    """Times a contender and its baselines in turns: `interleaved(ours, {"SDPA": baseline}, ...)`.
+
+    pytest-benchmark times `ours` and reports it as always. Before each of its rounds the baselines run and
+    are timed; `extra_info` gets, for each, its median in milliseconds, the speedup over it, the 95 % interval
+    and the target.
+    """
+
+    def measure(
+        ours: Function,
+        baselines: Mapping[str, Function],
+        targets: Mapping[str, float | None] | None = None,
+        budget: float = 8.0,
+        flops: int | None = None,
+    ) -> None:
+        """Measures for about `budget` seconds, and at least six rounds.
+
+        Args:
+            ours: what vleff does.
+            baselines: what it is compared with, by name.
+            targets: the speedup to reach over a baseline.
+            budget: seconds.
+            flops: floating point operations of `ours`, for a rate in GF/s.
+        """
+        times: dict[str, list[float]] = {name: [] for name in baselines}
+
+        def time_baselines() -> None:
+            for name, function in baselines.items():
+                times[name].append(seconds(function))
+
+        for function in (ours, *baselines.values()):
+            function()
+        round_cost = sum(seconds(function) for function in (ours, *baselines.values()))
+        rounds = max(MINIMUM_ROUNDS, min(MAXIMUM_ROUNDS, int(budget / round_cost)))
+        benchmark.pedantic(ours, setup=time_baselines, rounds=rounds, iterations=1)
+        if benchmark.disabled:
+            return
+        own_times = benchmark.stats.stats.data
+        benchmark.extra_info |= {"machine": machine(), "milliseconds": _median_milliseconds(own_times)}
+        if flops is not None:
+            benchmark.extra_info["gigaflops"] = flops / benchmark.extra_info["milliseconds"] / 1e6
+        benchmark.extra_info["against"] = {
+            name: {
+                "milliseconds": _median_milliseconds(times[name]),
+                **asdict(compare(times[name], own_times)),
+                "target": (targets or {}).get(name),
+            }
+            for name in baselines
+        }
+
+    return measure
+
+
+def _median_milliseconds(times: list[float]) -> float:
+    return float(torch.tensor(times, dtype=torch.float64).quantile(0.5)) * 1e3

@@ -1,0 +1,159 @@
+"""Measures and writes docs/results.md.
+
+    python benchmarks/results.py              measures the sections that have no results yet
+    python benchmarks/results.py attention    measures one section again
+
+Each section takes less than ten minutes on two cores and is written when it is finished, to
+docs/results/<section>.json; the page is made from these files. Run it on a machine that does nothing else.
+"""
+
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results.md"
+FOLDER = ROOT / "docs" / "results"
+
+# section -> what pytest runs
+SECTIONS = {
+    "attention": ["benchmarks/bench_token_gather_attention.py"],
+    "accelerate-even-lengths": ["benchmarks/bench_accelerate.py", "-k", "even_lengths"],
+    "accelerate-paragraphs": ["benchmarks/bench_accelerate.py", "-k", "paragraphs"],
+    "accelerate-small": ["benchmarks/bench_accelerate.py", "-k", "batch_of_one or photos or peak_memory"],
+    "fused-linear": ["benchmarks/bench_fused_linear.py"],
+}
+
+INTRODUCTION = """# Results
+
+What was measured, against what the project set out to reach. Made by `python benchmarks/results.py` from the
+files in `docs/results/`; do not edit by hand. The contenders take turns, round after round, on the same
+threads and in the same dtype. A speedup is the ratio of medians; in brackets its 95 % interval (bootstrap over
+rounds). A benchmark fails, and does not appear here, if the outputs do not match. A target counts as reached if
+the speedup is at least the target; "within noise" means that the speedup is below it, but the interval is not.
+"""
+
+
+def main(sections: list[str]) -> None:
+    """Measures sections and rewrites the page."""
+    unknown = [section for section in sections if section not in SECTIONS]
+    if unknown:
+        raise SystemExit(f"unknown section {unknown[0]!r}: expected one of {', '.join(SECTIONS)}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for section in sections or [name for name in SECTIONS if not _file(name).exists()]:
+        print(f"== {section}", flush=True)
+        content = measure(section)
+        _file(section).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    done = {name: json.loads(_file(name).read_text()) for name in SECTIONS if _file(name).exists()}
+    PAGE.write_text(render(done), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+def measure(section: str) -> dict[str, Any]:
+    """Runs the benchmarks of a section; returns what is kept of them.
+
+    Raises:
+        SystemExit: a benchmark failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        arguments = [*SECTIONS[section], "--benchmark-only", f"--benchmark-json={report}", "-q"]
+        status = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT).returncode
+        if status != 0:
+            raise SystemExit(f"section {section} failed; nothing of it was written")
+        benchmarks = json.loads(report.read_text())["benchmarks"]
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "command": f"python benchmarks/results.py {section}",
+        "benchmarks": [
+            {"name": b["name"], "group": b["group"], "rounds": b["stats"]["rounds"], **b["extra_info"]}
+            for b in benchmarks
+        ],
+    }
+
+
+def render(sections: dict[str, dict[str, Any]]) -> str:
+    """The page, in Markdown."""
+    parts = [INTRODUCTION]
+    for name, section in sections.items():
+        machine = next((b["machine"] for b in section["benchmarks"] if "machine" in b), {})
+        parts.append(f"## {name.replace('-', ' ').capitalize()}\n")
+        parts.append(
+            f"{section['date']}, {machine.get('processor')}, {machine.get('threads')} threads, "
+            f"{machine.get('instruction_set')}, torch {machine.get('torch')}, transformers "
+            f"{machine.get('transformers')}. `{section['command']}`\n"
+        )
+        groups = dict.fromkeys(b["group"] for b in section["benchmarks"])
+        for group in groups:
+            members = [b for b in section["benchmarks"] if b["group"] == group]
+            parts += [f"### {group}\n", _table(members)]
+    return "\n".join(parts)
+
+
+def _table(benchmarks: list[dict[str, Any]]) -> str:
+    if any("peak_memory" in benchmark for benchmark in benchmarks):
+        header = ["case", "eager MB", "vleff MB", "ratio", "ratio above start", "target", "result"]
+        return _markdown(header, (_memory_row(benchmark) for benchmark in benchmarks))
+    header = ["case", "against", "its ms", "vleff ms", "vleff GF/s", "speedup", "rounds", "target", "result"]
+    return _markdown(header, (row for benchmark in benchmarks for row in _rows(benchmark)))
+
+
+def _rows(benchmark: dict[str, Any]) -> Iterable[list[str]]:
+    for engine, result in benchmark["against"].items():
+        rate = benchmark.get("gigaflops")
+        yield [
+            _case(benchmark["name"]),
+            engine,
+            f"{result['milliseconds']:.3g}",
+            f"{benchmark['milliseconds']:.3g}",
+            f"{rate:.0f}" if rate else "",
+            f"**{result['speedup']:.2f}** ({result['low']:.2f}–{result['high']:.2f})",  # noqa: RUF001  en dash
+            str(result["rounds"]),
+            f"≥ {result['target']:.2f}" if result["target"] else "",
+            _verdict(result),
+        ]
+
+
+def _memory_row(benchmark: dict[str, Any]) -> list[str]:
+    memory = benchmark["peak_memory"]
+    return [
+        _case(benchmark["name"]),
+        f"{memory['eager']['peak']:.0f}",
+        f"{memory['vleff']['peak']:.0f}",
+        f"**{memory['ratio']:.3f}**",
+        f"{memory['ratio_above_start']:.3f}",
+        f"≤ {memory['target']:.2f}",
+        "reached" if memory["ratio"] <= memory["target"] else "**missed**",
+    ]
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    if not result["target"]:
+        return ""
+    if result["speedup"] >= result["target"]:
+        return "reached"
+    return "within noise" if result["high"] >= result["target"] else "**missed**"
+
+
+def _case(name: str) -> str:
+    """test_forward[fp32-8 x 269 tokens] -> fp32, 8 x 269 tokens"""
+    parameters = name.partition("[")[2].rstrip("]")
+    return ", ".join(parameters.split("-", 1)) if parameters.startswith(("fp32-", "bf16-")) else parameters
+
+
+def _markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _file(section: str) -> Path:
+    return FOLDER / f"{section}.json"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
