@@ -1,8 +1,8 @@
 """The pattern of counter-based dropout: the same on every device, at any number of threads.
 
-Whether the attention from query i to key j of head h in sample b is kept is a pure function of (seed, b, h, i, j),
-i and j counted within the sample. Backward therefore replays it, and nothing is stored. The functions here are
-the definition, in plain torch; kernels compute the same words as they go.
+Whether the attention from query i to key j of head h in sample b is kept is a pure function of
+(seed, b, h, i, j), i and j counted within the sample. Backward therefore replays it, and nothing is stored.
+The functions here are the definition, in plain torch; kernels compute the same words as they go.
 """
 
 import torch
@@ -14,8 +14,8 @@ _BITS_32 = 0xFFFFFFFF
 def dropout_keep(seed: int, sample: int, heads: int, queries: int, keys: int, dropout_p: float) -> Tensor:
     """Which attentions of one sample are kept.
 
-    An element is kept where its word is at least `dropout_p` * 2^32, both rounded as the kernels do: dropout_p
-    to float32, the threshold to the nearest integer.
+    An element is kept where its word is at least dropout_p * 2^32, rounded as the kernels do: dropout_p to
+    float32, the product to the nearest integer.
 
     Args:
         seed: any 64-bit integer.

@@ -1,6 +1,7 @@
 """token_gather_attention: attention within the samples of a ragged batch."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ def token_gather_attention(
 ) -> Result:
     """Attention of each sample's queries to the same sample's keys, for samples of any lengths.
 
-    The queries of sample b are the rows q_offsets[b] to q_offsets[b + 1] of the batch, its keys and values the
-    rows k_offsets[b] to k_offsets[b + 1]. For query i and key j of one sample, in each head:
+    The queries of sample b are the rows q_offsets[b] to q_offsets[b + 1] of the batch, its keys and values
+    the rows k_offsets[b] to k_offsets[b + 1]. For query i and key j of one sample, in each head:
 
         logits[i, j]  = scale * <q[i], k[j]> + key_bias[j]
         lse[i]        = log(sum over j of exp(logits[i, j]))
@@ -44,18 +45,18 @@ def token_gather_attention(
         importance[j] = sum over i of P[i, j]
 
     With `q_index` row r of the batch is row q_index[r] of q, gathered while it is loaded; `k_index` does the
-    same for k and v. Rows may be named several times or never: gradients are summed in the order of the batch.
+    same for k and v. Rows may be named several times or never: gradients are summed in the batch's order.
 
     Queries without a visible key (empty samples, -inf biases, causal), and heads that `head_mask` drops, have
     out 0, lse -inf, importance 0 and gradients 0. A dropped (sample, head) costs nothing.
 
-    Products of bfloat16 operands may be multiplied as bfloat16 and are summed in float32; all else is computed
-    in float32. Differentiable once, in q, k, v and key_bias, through out and lse. A sample's results have the
-    same bits in every batch and at every number of threads.
+    Everything is computed in float32, but bfloat16 operands may be multiplied as they are, P rounded to
+    bfloat16 among them. Differentiable once, in q, k, v and key_bias, through out and lse. A sample's results
+    have the same bits in every batch and at every number of threads.
 
     Args:
-        q: [rows_q, heads, head_dim], float32, bfloat16 or float16; head_dim at most 256. The last dimension is
-            contiguous, the others have any strides: views of a fused projection need no copy.
+        q: [rows_q, heads, head_dim], float32, bfloat16 or float16; head_dim at most 256. The last dimension
+            is contiguous, the others have any strides: views of a fused projection need no copy.
         k, v: [rows_k, heads, head_dim], as q.
         q_offsets, k_offsets: int32 [batch + 1], from 0 to total_q and total_k, never descending.
         max_q, max_k: at least the longest sample's queries and keys; known without reading the device.
@@ -66,8 +67,9 @@ def token_gather_attention(
         scale: factor of the logits; head_dim ** -0.5 if None.
         causal: whether query i sees only the keys j <= i + keys - queries: aligned at the last query and key.
             (The flag of `scaled_dot_product_attention` aligns the first ones; equal lengths do not differ.)
-        dropout_p: probability in [0, 1) with which an attention is dropped; `vleff.ops.dropout` has the pattern.
-        seed: int64, one element, of that pattern. If None and dropout_p > 0 it is drawn from torch's generator.
+        dropout_p: probability in [0, 1) with which an attention is dropped.
+        seed: int64, one element, of the dropout pattern that `vleff.ops.dropout` defines; the pattern depends
+            on the sample's number in the batch. If None and dropout_p > 0, drawn from torch's generator.
         importance: whether to sum the attention that each key receives.
 
     Returns:
@@ -76,8 +78,8 @@ def token_gather_attention(
         importance float32 [total_k, heads], not differentiable; empty unless asked for.
 
     Raises:
-        RuntimeError: an argument has a wrong shape, dtype, device or layout, or, on the CPU, a wrong value; the
-            message names the argument, what was expected and what came.
+        RuntimeError: an argument has a wrong shape, dtype, device or layout, or, on the CPU, a wrong value;
+            the message names the argument, what was expected and what came.
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
@@ -124,8 +126,8 @@ def token_gather_attention_reference(
 ) -> Result:
     """The formulas of `token_gather_attention` in plain torch, sample by sample.
 
-    Takes and returns the same, except that any floating-point dtype goes, float64 included, that everything is
-    computed and returned in the dtype of q, and that `seed` is required where dropout_p > 0.
+    Takes and returns the same, except that any floating-point dtype goes, float64 included, that everything
+    is computed and returned in the dtype of q, and that without a seed nothing is dropped.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q = q if q_index is None else q[q_index]
@@ -154,7 +156,7 @@ def token_gather_attention_reference(
         lse = logits.logsumexp(-1, keepdim=True)
         attention = (logits - lse).exp().masked_fill(~any_visible, 0)
         kept = attention
-        if dropout_p > 0:
+        if seed is not None and dropout_p > 0:
             keep = dropout_keep(int(seed), sample, heads, query_count, key_count, dropout_p)
             kept = attention * keep * kept_scale
 
@@ -176,7 +178,7 @@ def token_gather_attention_flops(
 ) -> int:
     """Floating-point operations of the forward pass; the backward pass has 2.5 times as many.
 
-    Counts the two matrix products, two operations a multiply-add, over the (query, key) pairs that are visible.
+    Counts the two matrix products, two operations a multiply-add, over the visible (query, key) pairs.
 
     Args:
         q_lengths, k_lengths: queries and keys of each sample.
@@ -199,7 +201,7 @@ def _causal_pairs(queries: int, keys: int) -> int:
 
 def _rows(offsets: Tensor) -> Iterable[slice]:
     bounds = offsets.tolist()
-    return [slice(start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [slice(start, end) for start, end in pairwise(bounds)]
 
 
 @torch.library.register_fake("vleff::token_gather_attention")
@@ -247,8 +249,8 @@ def _(
     if key_bias_grad:
         k_index = arguments[7]
         total_k = k.shape[0] if k_index is None else k_index.numel()
-    grads = (x.new_empty(x.shape) for x in (q, k, v))
-    return *grads, q.new_empty(total_k, dtype=torch.float32)
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    return grad_q, grad_k, grad_v, q.new_empty(total_k, dtype=torch.float32)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, keyword_only_inputs: dict[str, Any], output: Result) -> None:
@@ -263,7 +265,9 @@ def _save_for_backward(ctx: Any, inputs: tuple, keyword_only_inputs: dict[str, A
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any
+) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, q_offsets, k_offsets, q_index, k_index, head_mask, key_bias, seed = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_key_bias = torch.ops.vleff.token_gather_attention_backward(
         torch.zeros_like(out) if grad_out is None else grad_out,
@@ -297,14 +301,18 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> None:
     )
 
 
-torch.library.register_autograd(
-    "vleff::token_gather_attention", _backward, setup_context=_save_for_backward
-)
+torch.library.register_autograd("vleff::token_gather_attention", _backward, setup_context=_save_for_backward)
 torch.library.register_autograd("vleff::token_gather_attention_backward", _no_second_derivative)
 
 
 def _flops_of_call(
-    q: Tensor, k_offsets: Tensor, q_offsets: Tensor, max_q: int, max_k: int, head_mask: Tensor | None, causal: bool
+    q: Tensor,
+    k_offsets: Tensor,
+    q_offsets: Tensor,
+    max_q: int,
+    max_k: int,
+    head_mask: Tensor | None,
+    causal: bool,
 ) -> int:
     """Reads the lengths; tensors without data count as if every sample had the longest sample's lengths."""
     batch = q_offsets.numel() - 1
@@ -312,7 +320,8 @@ def _flops_of_call(
         q_lengths, k_lengths, head_mask = [max_q] * batch, [max_k] * batch, None
     else:
         q_lengths, k_lengths = q_offsets.diff().tolist(), k_offsets.diff().tolist()
-    return token_gather_attention_flops(q_lengths, k_lengths, *q.shape[1:], head_mask, causal)
+    heads, head_dim = q.shape[1:]
+    return token_gather_attention_flops(q_lengths, k_lengths, heads, head_dim, head_mask, causal)
 
 
 @register_flop_formula(torch.ops.vleff.token_gather_attention, get_raw=True)

@@ -1,0 +1,6 @@
+"""Modules over the ops, each usable alone in anyone's model, and RaggedBatch, which they take."""
+
+from vleff.nn.ragged import RaggedBatch
+from vleff.nn.token_gather_attention import TokenGatherAttention
+
+__all__ = ["RaggedBatch", "TokenGatherAttention"]
