@@ -1,42 +1,12 @@
 #pragma once
-#include <cmath>
-
-#include "ragged_tiles.cuh"
+#include "attention_task.cuh"
 
 // A block takes the queries of one tile of one (sample, head) and walks over its keys with a running softmax.
-// Logits count in powers of two: exp(x) = 2 ** (x * log2(e)).
 namespace vleff::cuda {
-
-constexpr float log2_of_e = 1.44269504088896341f;
-constexpr float ln_of_2 = 0.69314718055994531f;
 
 template <class Tile>
 constexpr int forward_shared_bytes =
     Tile::stationary_bytes + 4 * Tile::streamed_bytes + 2 * Tile::streamed_rows * 4;
-template <class Tile>
-constexpr int importance_shared_bytes =
-    Tile::stationary_bytes + 2 * Tile::streamed_bytes + 2 * Tile::streamed_rows * 4;
-
-// Tiles a sample and head; at least one, as rows that belong to no sample need a block too.
-__host__ __device__ inline int tiles_of(const RaggedSide& side, int rows) {
-  const int64_t longest = side.longest < side.total ? side.longest : side.total;
-  return longest > rows ? static_cast<int>((longest + rows - 1) / rows) : 1;
-}
-
-// The work of a block. Sample number `batch` stands for the rows that belong to no sample.
-struct BlockTask {
-  int tile, head, sample;
-
-  __device__ BlockTask(const AttentionProblem& problem, int tiles) {
-    const unsigned heads = static_cast<unsigned>(problem.heads), pair = blockIdx.x / tiles;
-    tile = static_cast<int>(blockIdx.x % tiles);
-    head = static_cast<int>(pair % heads);
-    sample = static_cast<int>(pair / heads);
-  }
-  __device__ bool dropped(const AttentionProblem& problem) const {
-    return problem.head_mask && !problem.head_mask[sample * problem.heads + head];
-  }
-};
 
 // The keep pattern of dropout for one query: a word for each key; kept where word >= threshold.
 struct DropoutRow {
@@ -74,11 +44,6 @@ struct DropoutRow {
   }
 };
 
-// Keys that a query sees: the last query sees every key.
-__device__ __forceinline__ int visible_keys(bool causal, int query, int queries, int keys) {
-  return causal ? max(0, min(keys, query + 1 + keys - queries)) : keys;
-}
-
 // out 0 and lse -inf for rows [first, first + rows) of the batch at one head.
 template <class Tile>
 __device__ void fill_output(const AttentionProblem& problem, int first, int rows, int head) {
@@ -93,18 +58,6 @@ __device__ void fill_output(const AttentionProblem& problem, int first, int rows
   }
   for (int row = threadIdx.x; row < rows; row += Tile::threads) {
     problem.lse[(first + row) * problem.heads + head] = -INFINITY;
-  }
-}
-
-// Rows from the end of the last sample on, shared among the blocks of sample number `batch`.
-template <class Tile, class Fill>
-__device__ void fill_unowned_rows(const RaggedSide& side, int64_t batch, int tile, int tiles,
-                                  const Fill& fill) {
-  const int total = static_cast<int>(side.total);
-  const int64_t end = min(max(side.offsets[batch], 0), total);
-  for (int64_t first = end + int64_t{tile} * Tile::stationary_rows; first < total;
-       first += int64_t{tiles} * Tile::stationary_rows) {
-    fill(static_cast<int>(first), static_cast<int>(min(total - first, int64_t{Tile::stationary_rows})));
   }
 }
 
@@ -267,91 +220,6 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     }
   }
   store_output<Tile>(problem, out, factor, query_rows, queries.first + first_query, rows, task.head, lane);
-}
-
-// The column sums of P, once lse is known: a block takes the keys of one tile and walks over the queries in
-// order, so that no atomic addition is needed and the same bits come out at every run.
-template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
-    token_gather_attention_importance(const __grid_constant__ AttentionProblem problem) {
-  using T = typename Tile::Element;
-  const int tiles = tiles_of(problem.keys, Tile::stationary_rows);
-  const BlockTask task(problem, tiles);
-  const auto store = [&](int row, float value) {
-    problem.importance[row * problem.heads + task.head] = value;
-  };
-  const auto fill = [&](int first, int rows) {
-    for (int row = threadIdx.x; row < rows; row += Tile::threads) store(first + row, 0.0f);
-  };
-  if (task.sample == problem.batch) {
-    fill_unowned_rows<Tile>(problem.keys, problem.batch, task.tile, tiles, fill);
-    return;
-  }
-  const SampleRows queries(problem.queries, task.sample), keys(problem.keys, task.sample);
-  const int first_key = task.tile * Tile::stationary_rows;
-  if (first_key >= keys.count) return;
-  const int rows = min(keys.count - first_key, Tile::stationary_rows);
-  // Causal: key j is seen by the queries from j - (keys - queries) on.
-  const int hidden_queries = problem.causal ? max(0, first_key - (keys.count - queries.count)) : 0;
-  if (hidden_queries >= queries.count || task.dropped(problem)) {
-    fill(keys.first + first_key, rows);
-    return;
-  }
-
-  extern __shared__ __align__(128) unsigned char shared[];
-  unsigned char* const key_rows = shared;
-  unsigned char* const query_rows = key_rows + Tile::stationary_bytes;
-  float* const lse_rows = reinterpret_cast<float*>(query_rows + 2 * Tile::streamed_bytes);
-  const int head_dim = static_cast<int>(problem.head_dim), heads = static_cast<int>(problem.heads);
-  const HeadOperand<T> q(problem.q, task.head), k(problem.k, task.head);
-  const float* const lse = problem.lse + queries.first * problem.heads + task.head;
-  const auto load_queries = [&](int first_query, int buffer) {
-    load_rows<Tile, Tile::streamed_rows>(query_rows + buffer * Tile::streamed_bytes, q, problem.queries,
-                                         queries, first_query, head_dim);
-    load_numbers<Tile>(lse_rows + buffer * Tile::streamed_rows, lse, first_query, queries.count, heads);
-  };
-  const int start = hidden_queries / Tile::streamed_rows * Tile::streamed_rows;
-  load_rows<Tile, Tile::stationary_rows>(key_rows, k, problem.keys, keys, first_key, head_dim);
-  load_queries(start, 0);
-
-  const Lane lane;
-  const float scale = problem.scale * log2_of_e;
-  float bias[2] = {0.0f, 0.0f}, sum[2] = {0.0f, 0.0f};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = lane.warp * 16 + lane.group + 8 * half;
-    if (problem.key_bias && row < rows)
-      bias[half] = problem.key_bias[keys.first + first_key + row] * log2_of_e;
-  }
-  for (int first_query = start, buffer = 0; first_query < queries.count;
-       first_query += Tile::streamed_rows, buffer ^= 1) {
-    wait_for_copies();
-    __syncthreads();  // the tile is in, and every warp has left the other buffer
-    if (first_query + Tile::streamed_rows < queries.count) {
-      load_queries(first_query + Tile::streamed_rows, buffer ^ 1);
-    }
-    SumFragment logits[Tile::streamed_rows / 8] = {};
-    multiply_rows<Tile>(logits, key_rows, query_rows + buffer * Tile::streamed_bytes, lane);
-#pragma unroll
-    for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int column = 8 * j + 2 * lane.thread + e % 2, query = first_query + column;
-        const int key = first_key + lane.warp * 16 + lane.group + e / 2 * 8;
-        const float query_lse = lse_rows[buffer * Tile::streamed_rows + column];
-        const float weight = exp2_approximate(logits[j][e] * scale + bias[e / 2] - query_lse * log2_of_e);
-        const bool counts = query < queries.count && query_lse != -INFINITY &&
-                            key < visible_keys(problem.causal, query, queries.count, keys.count);
-        sum[e / 2] += counts ? weight : 0.0f;
-      }
-    }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float total = sum_of_row(sum[half]);
-    const int row = lane.warp * 16 + lane.group + 8 * half;
-    if (lane.thread == 0 && row < rows) store(keys.first + first_key + row, total);
-  }
 }
 
 }  // namespace vleff::cuda

@@ -1,4 +1,5 @@
 #include "token_gather_attention.cuh"
+#include "token_gather_attention_importance.cuh"
 
 namespace vleff::cuda {
 namespace {
