@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 import vleff._library  # noqa: F401  registers torch.ops.vleff
+from vleff.ops.debug import checks_values
 from vleff.ops.dropout import dropout_keep, round_to_float32
 
 Result = tuple[Tensor, Tensor, Tensor]
@@ -85,6 +86,8 @@ def token_gather_attention(
         scale = q.shape[-1] ** -0.5
     if seed is None and dropout_p > 0:
         seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=q.device)
+    if checks_values() and not q.is_cpu:
+        _check_values(q, k, q_offsets, k_offsets, max_q, max_k, q_index, k_index, head_mask, key_bias)
     return torch.ops.vleff.token_gather_attention(
         q,
         k,
@@ -103,6 +106,13 @@ def token_gather_attention(
         dropout_p=dropout_p,
         importance=importance,
     )
+
+
+def _check_values(q: Tensor, k: Tensor, *arguments: Any) -> None:
+    """Runs the CPU op, which checks values, on the arguments and on heads of one element."""
+    queries, keys = (torch.zeros(x.shape[0], x.shape[1], 1) for x in (q, k))
+    arguments = tuple(x.cpu() if isinstance(x, Tensor) else x for x in arguments)
+    torch.ops.vleff.token_gather_attention(queries, keys, keys, *arguments, scale=1.0)
 
 
 def token_gather_attention_reference(
@@ -127,8 +137,10 @@ def token_gather_attention_reference(
     """The formulas of `token_gather_attention` in plain torch, sample by sample.
 
     Takes and returns the same, except that any floating-point dtype goes, float64 included, that everything
-    is computed and returned in the dtype of q, and that without a seed nothing is dropped.
+    is computed and returned in the dtype of q, and that `seed` must be there if dropout_p > 0.
     """
+    if seed is None and dropout_p > 0:
+        raise ValueError("seed: expected an int64 tensor with one element, as dropout_p > 0, got None")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q = q if q_index is None else q[q_index]
     k, v = (k, v) if k_index is None else (k[k_index], v[k_index])
