@@ -27,4 +27,17 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       "key_bias_grad=False) -> "
       "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_key_bias)",
       traceable);
+
+  library.def(
+      "fused_linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, "
+      "str activation='none') -> Tensor",
+      traceable);
+  library.def("packs_linear_weight(ScalarType dtype) -> bool");
+  library.def("pack_linear_weight(Tensor weight) -> Tensor");
+  library.def("unpack_linear_weight(Tensor packed) -> Tensor");
+
+  library.def(
+      "residual_layer_norm(Tensor input, Tensor? residual, Tensor weight, Tensor bias, float eps, "
+      "bool return_sum=False) -> (Tensor normalized, Tensor sum)",
+      traceable);
 }

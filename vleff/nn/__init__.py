@@ -1,6 +1,7 @@
 """Modules over the ops, each usable alone in anyone's model, and RaggedBatch, which they take."""
 
+from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.ragged import RaggedBatch
 from vleff.nn.token_gather_attention import TokenGatherAttention
 
-__all__ = ["RaggedBatch", "TokenGatherAttention"]
+__all__ = ["FusedLinear", "RaggedBatch", "TokenGatherAttention"]

@@ -1,8 +1,16 @@
-"""The ops as functions. Each file holds one: its documented face, its reference in plain torch, its rules for torch.
+"""The ops as functions. Each file holds one: its documented face, its reference in plain torch, its rules.
 
 Importing this package loads the compiled library.
 """
 
+from vleff.ops.fused_linear import (
+    fused_linear,
+    fused_linear_reference,
+    pack_linear_weight,
+    packs_linear_weight,
+    unpack_linear_weight,
+)
+from vleff.ops.residual_layer_norm import residual_layer_norm, residual_layer_norm_reference
 from vleff.ops.token_gather_attention import (
     token_gather_attention,
     token_gather_attention_flops,
@@ -10,7 +18,14 @@ from vleff.ops.token_gather_attention import (
 )
 
 __all__ = [
+    "fused_linear",
+    "fused_linear_reference",
+    "pack_linear_weight",
+    "packs_linear_weight",
+    "residual_layer_norm",
+    "residual_layer_norm_reference",
     "token_gather_attention",
     "token_gather_attention_flops",
     "token_gather_attention_reference",
+    "unpack_linear_weight",
 ]
