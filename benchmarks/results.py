@@ -29,13 +29,15 @@ SECTIONS = {
     "fused-linear": ["benchmarks/bench_fused_linear.py"],
 }
 
+DTYPES = ("fp32", "bf16")
+
 INTRODUCTION = """# Results
 
-What was measured, against what the project set out to reach. Made by `python benchmarks/results.py` from the
-files in `docs/results/`; do not edit by hand. The contenders take turns, round after round, on the same
-threads and in the same dtype. A speedup is the ratio of medians; in brackets its 95 % interval (bootstrap over
-rounds). A benchmark fails, and does not appear here, if the outputs do not match. A target counts as reached if
-the speedup is at least the target; "within noise" means that the speedup is below it, but the interval is not.
+What was measured, against what the project set out to reach. Made by `python benchmarks/results.py` from
+the files in `docs/results/`; do not edit by hand. The contenders take turns, round after round, on the same
+threads and in the same dtype. A speedup is the ratio of medians; in brackets its 95 % interval (bootstrap
+over rounds). A benchmark fails, and does not appear here, if the outputs do not match. A target is reached if
+the speedup is at least the target; "within noise" means that it is below, but the interval reaches it.
 """
 
 
@@ -141,9 +143,10 @@ def _verdict(result: dict[str, Any]) -> str:
 
 
 def _case(name: str) -> str:
-    """test_forward[fp32-8 x 269 tokens] -> fp32, 8 x 269 tokens"""
-    parameters = name.partition("[")[2].rstrip("]")
-    return ", ".join(parameters.split("-", 1)) if parameters.startswith(("fp32-", "bf16-")) else parameters
+    """test_forward[8 x 269 tokens-fp32] -> fp32, 8 x 269 tokens"""
+    parameters = name.partition("[")[2].rstrip("]").split("-")
+    parameters.sort(key=lambda parameter: parameter not in DTYPES)  # stable: the dtype first
+    return f"{parameters[0]}, {'-'.join(parameters[1:])}".rstrip(", ")
 
 
 def _markdown(header: list[str], rows: Iterable[list[str]]) -> str:

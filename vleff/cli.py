@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -83,8 +84,8 @@ def doctor() -> None:
     for column in ("", "part", "found"):
         table.add_column(column, overflow="fold")
     for check in collect():
-        hint = f"\n[dim]{check.hint}[/]" if check.hint else ""
-        table.add_row(marks[check.status], check.name, f"{check.detail}{hint}")
+        hint = f"\n[dim]{escape(check.hint)}[/]" if check.hint else ""
+        table.add_row(marks[check.status], escape(check.name), f"{escape(check.detail)}{hint}")
     console.print(table)
 
 
@@ -99,7 +100,7 @@ def explain(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
         explanation: Any = vleff.explain(vleff.accelerate(loaded.model))
     except (TypeError, ValueError, ImportError) as error:
         raise _failure(error) from error
-    console.print(f"[bold]{loaded.name}[/]: {loaded.weights}", highlight=False)
+    console.print(f"{loaded.name}: {loaded.weights}", markup=False, highlight=False)
     console.print(explanation, markup=False, highlight=False)
 
 
@@ -126,7 +127,7 @@ def _existing(path: Path | None, name: str) -> Path | None:
 
 
 def _failure(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
 
 

@@ -55,17 +55,15 @@ def test_json_holds_everything(cell: Cell) -> None:
 
 
 def test_earlier_results_are_never_replaced(tmp_path: Path, cell: Cell) -> None:
-    files = [ResultFile(tmp_path / "new", "models/bert", DATE) for _ in range(3)]
-    for number, file in enumerate(files):
-        file.write(results(*[cell] * number))
-    assert [len(json.loads(file.path.read_text())["cells"]) for file in files] == [0, 1, 2]
-    assert files[0].path.name == "bert-2026-03-04T050607.json"
-    assert {file.path.parent for file in files} == {tmp_path / "new"}
+    files = [ResultFile(tmp_path / "new", results(*[cell] * number)) for number in range(3)]
+    assert len({file.path for file in files}) == 3
+    files[1].write(results(*[cell] * 5))
+    assert [len(json.loads(file.path.read_text())["cells"]) for file in files] == [0, 5, 2]
+    assert files[0].path == tmp_path / "new" / "m-2026-03-04T050607.json"
 
 
 def test_a_run_replaces_its_own_file_in_one_step(tmp_path: Path, cell: Cell) -> None:
-    file = ResultFile(tmp_path, "bert", DATE)
-    file.write(results())
+    file = ResultFile(tmp_path, results())
     with file.path.open() as earlier:
         file.write(results(cell))
         assert json.load(earlier)["cells"] == []

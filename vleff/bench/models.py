@@ -107,13 +107,19 @@ def samples_for(loaded: LoadedModel, data: Path | None, photos: Path | None, see
 
 def _tokenizer(loaded: LoadedModel) -> Any:
     name = PRESETS[loaded.name].hub_name if loaded.name in PRESETS else loaded.name
+    message = (
+        f"no tokenizer found for {name}; give as model a directory that holds a model and its tokenizer, or "
+        "a preset without a data file"
+    )
     try:
-        return transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer found for {name}; give as model a directory that holds a model and its tokenizer, "
-            "or leave out the data file to measure on the paragraphs shipped with vleff"
-        ) from error
+        raise ValueError(message) from error
+    if len(tokenizer) <= len(
+        tokenizer.all_special_tokens
+    ):  # what transformers makes of a directory without one
+        raise ValueError(message)
+    return tokenizer
 
 
 def _maximum_length(config: transformers.PretrainedConfig) -> int:

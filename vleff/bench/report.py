@@ -16,13 +16,13 @@ _DENSE_COLOR, _OURS_COLOR = "#8d99ae", "#d1495b"
 def print_header(results: Results, console: Console) -> None:
     """Says what is measured, on what."""
     machine = results.machine
-    console.print(f"[bold]{results.model}[/]: {results.weights}", highlight=False)
-    console.print(f"Input: {results.samples}", highlight=False)
-    console.print(
+    for line in (
+        f"{results.model}: {results.weights}",
+        f"Input: {results.samples}",
         f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}; "
         f"torch {machine['torch']}, transformers {machine['transformers']}",
-        highlight=False,
-    )
+    ):
+        console.print(line, markup=False, highlight=False)
 
 
 def print_tables(results: Results, console: Console) -> None:

@@ -136,30 +136,36 @@ class ResultFile:
 
     Args:
         folder: made if missing.
-        name: how the file name begins; the date follows.
+        results: the first content. The file is named after the model and the date.
 
     Raises:
         OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, name: str, date: str) -> None:
+    def __init__(self, folder: Path, results: Results) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name or name)
-        stem = f"{stem}-{date[:19].replace(':', '')}"
+        model = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(results.model).resolve().name)
+        stem = f"{model}-{results.date[:19].replace(':', '')}"
         for attempt in range(1, 10_000):
             self.path = folder / f"{stem}{f'-{attempt}' if attempt > 1 else ''}.json"
             try:
-                self.path.touch(exist_ok=False)
-                return
+                self._part.touch(exist_ok=False)  # whoever makes it owns the name
             except FileExistsError:
                 continue
+            if not self.path.exists():
+                self.write(results)
+                return
+            self._part.unlink()
         raise FileExistsError(f"{folder}: no free file name for {stem}")
 
     def write(self, results: Results) -> None:
         """Replaces the content in one step."""
-        temporary = self.path.with_suffix(".json.part")
-        temporary.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        self._part.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
+        os.replace(self._part, self.path)
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_suffix(".json.part")
 
     def discard(self) -> None:
         """Removes the file again, for a run that measured nothing."""

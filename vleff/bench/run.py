@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vleff.bench import engines, report
 from vleff.bench.flops import FlopCount
-from vleff.bench.inputs import Batch, Samples
+from vleff.bench.inputs import Batch
 from vleff.bench.matching import Match, match, reference_outputs
 from vleff.bench.models import LoadedModel, load_model, samples_for
 from vleff.bench.results import BASELINE, OURS, Cell, ResultFile, Results, machine, now
@@ -72,15 +72,16 @@ def run(settings: Settings, console: Console) -> Results:
     results = Results(
         loaded.name, loaded.weights, samples.description, settings.command, date=now(), machine=machine()
     )
-    file = ResultFile(settings.output, settings.model, results.date)
-    file.write(results)
+    groups = [samples.batches(batch) for batch in settings.batches]
+    count = FlopCount(loaded.model, groups[0][0].inputs)
+    file = ResultFile(settings.output, results)
     report.print_header(results, console)
     try:
         with _progress(console) as progress:
             total = len(settings.dtypes) * len(settings.batches) * MINIMUM_ROUNDS
             show = partial(progress.update, progress.add_task("preparing", total=total))
             for dtype in settings.dtypes:
-                for _ in _measure_dtype(settings, loaded, samples, dtype, results, show):
+                for _ in _measure_dtype(settings, loaded, groups, count, dtype, results, show):
                     file.write(results)
         results.complete = True
     except KeyboardInterrupt:
@@ -93,7 +94,8 @@ def run(settings: Settings, console: Console) -> Results:
 def _measure_dtype(
     settings: Settings,
     loaded: LoadedModel,
-    samples: Samples,
+    groups: list[list[Batch]],
+    count: FlopCount,
     dtype: str,
     results: Results,
     show: Callable[..., None],
@@ -101,7 +103,6 @@ def _measure_dtype(
     """Measures all batch sizes of one dtype; yields each cell when it is complete."""
     model: torch.nn.Module = copy.deepcopy(loaded.model)
     model.to(DTYPES[dtype])
-    groups = [samples.batches(batch) for batch in settings.batches]
     example = groups[-1][0].inputs
     show(description=f"{dtype}: reference in fp64")
     references = reference_outputs(model, groups[0])
@@ -115,10 +116,9 @@ def _measure_dtype(
             runners[name] = build(model, example)
         except engines.EngineUnavailableError as reason:
             results.unavailable[f"{name} ({dtype})"] = str(reason)
-    count = FlopCount(model, example)
     for batches in groups:
+        show(description=f"{dtype}, batch {len(batches[0].lengths)}: comparing outputs")
         cell = _new_cell(dtype, batches, count)
-        show(description=f"{dtype}, batch {cell.batch}: comparing outputs")
         cell.matches = _matches(runners, batches, references, DTYPES[dtype])
         cell.times = {name: [] for name in runners}
         results.cells.append(cell)
@@ -173,7 +173,7 @@ def _finish(results: Results, file: ResultFile, console: Console) -> None:
         return
     file.write(results)
     for engine, reason in results.unavailable.items():
-        console.print(f"[yellow]Not compared with {engine}: {reason}[/]", highlight=False)
+        console.print(f"Not compared with {engine}: {reason}", markup=False, highlight=False)
     report.print_tables(results, console)
     written = [file.path]
     try:
@@ -181,9 +181,11 @@ def _finish(results: Results, file: ResultFile, console: Console) -> None:
         report.draw_figure(results, figure)
         written.append(figure)
     except ImportError:
-        console.print("No figure: matplotlib is not installed (pip install matplotlib, or vleff[bench]).")
+        console.print(
+            "No figure: matplotlib is not installed (pip install matplotlib, or vleff[bench]).", markup=False
+        )
     for path in written:
-        console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
+        console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:
