@@ -53,9 +53,7 @@ def test_other_engines_compute_the_model(folder: Path, dtype: torch.dtype, name:
     except engines.EngineUnavailableError as reason:
         assert "compiler" in str(reason) or (dtype == torch.bfloat16 and "bf16" in str(reason))
         return
-    result = match(
-        batches, run(engines.dense, model, batches), outputs, reference_outputs(model, batches), dtype
-    )
+    result = match(batches, run(engines.dense, model, batches), outputs, reference_outputs(model, batches), dtype)
     assert result.difference < TOLERANCE[dtype]
 
 

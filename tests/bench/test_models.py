@@ -32,9 +32,7 @@ def test_local_directory(tiny_bert: Path) -> None:
 def test_paragraphs_of_the_user(tiny_bert: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     contexts = ["one two three", "four"]
-    file.write_text(
-        json.dumps({"data": [{"paragraphs": [{"context": text, "qas": []} for text in contexts]}]})
-    )
+    file.write_text(json.dumps({"data": [{"paragraphs": [{"context": text, "qas": []} for text in contexts]}]}))
     samples = samples_for(load_model(str(tiny_bert)), data=file, photos=None, seed=0)
     assert str(file) in samples.description
     assert samples.batches(2)[0].lengths == [5, 3]  # with [CLS] and [SEP]

@@ -48,9 +48,7 @@ def test_reads_both_versions_plain_and_compressed(tmp_path: Path, name: str) -> 
 
 def test_answers_of_a_real_excerpt_are_where_they_say() -> None:
     paragraphs = read_squad(Path(__file__).parents[1] / "data" / "squad_excerpt.json")
-    answers = [
-        (p.context, answer) for p in paragraphs for question in p.questions for answer in question.answers
-    ]
+    answers = [(p.context, answer) for p in paragraphs for question in p.questions for answer in question.answers]
     assert len(answers) > 40
     for context, answer in answers:
         assert context[answer.start :].startswith(answer.text)
