@@ -1,6 +1,5 @@
 """Turns one base model of a known family into its packed form and back."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -106,14 +105,13 @@ def _exchange_linears(
 
     Those outside the layers gain no time, but torch's own would change a sample's bits with the batch size.
     """
-    owners = Counter(id(parameter) for module in head.modules() for parameter in module._parameters.values())
     fused = set(activations.values())
     for owner in list(head.modules()):
         for name, module in list(owner.named_children()):
             replacement: nn.Module
             if module in fused:
                 replacement = nn.Identity()
-            elif _is_fusible(module) and owners[id(module.weight)] == 1:  # not tied to embeddings
+            elif _is_fusible(module):
                 activation = _FUSED_ACTIVATIONS.get(type(activations.get(module)), "none")
                 replacement = FusedLinear.from_linear(module, activation=activation)
             else:

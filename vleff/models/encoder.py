@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.functional import dropout
 from transformers.utils import ModelOutput
 
 from vleff.nn.fused_linear import FusedLinear
@@ -81,32 +82,25 @@ class PostNormLayer(PackedLayer):
     """x = norm(x + attention(x)); x = norm(x + feed_forward(x)), as in BERT."""
 
     def forward_packed(self, values: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
-        parts = self.parts()
-        context = _attend(parts, values, batch, self.training)
-        values = _normalize(
-            parts.attention_norm,
-            _project_and_add(
-                parts.attention_output, context, values, parts.attention_output_dropout, self.training
-            ),
-        )
-        intermediate = parts.activation(parts.intermediate(values))
-        return _normalize(
-            parts.output_norm,
-            _project_and_add(parts.output, intermediate, values, parts.output_dropout, self.training),
-        )
+        parts, training = self.parts(), self.training
+        attended = parts.attention_output(_attend(parts, values, batch, training))
+        attended = dropout(attended, parts.attention_output_dropout, training)
+        values = _normalize(parts.attention_norm, attended, values)
+        output = parts.output(parts.activation(parts.intermediate(values)))
+        return _normalize(parts.output_norm, dropout(output, parts.output_dropout, training), values)
 
 
 class PreNormLayer(PackedLayer):
     """x = x + attention(norm(x)); x = x + feed_forward(norm(x)), as in ViT."""
 
     def forward_packed(self, values: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
-        parts = self.parts()
-        context = _attend(parts, _normalize(parts.attention_norm, values), batch, self.training)
+        parts, training = self.parts(), self.training
+        attended = _attend(parts, _normalize(parts.attention_norm, values), batch, training)
         values = _project_and_add(
-            parts.attention_output, context, values, parts.attention_output_dropout, self.training
+            parts.attention_output, attended, parts.attention_output_dropout, training, values
         )
         intermediate = parts.activation(parts.intermediate(_normalize(parts.output_norm, values)))
-        return _project_and_add(parts.output, intermediate, values, parts.output_dropout, self.training)
+        return _project_and_add(parts.output, intermediate, parts.output_dropout, training, values)
 
 
 class PackedEncoder(nn.Module):
@@ -189,15 +183,17 @@ def _attend(parts: LayerParts, values: torch.Tensor, batch: RaggedBatch, trainin
 
 
 def _project_and_add(
-    linear: nn.Module, values: torch.Tensor, residual: torch.Tensor, dropout_p: float, training: bool
+    linear: nn.Module, values: torch.Tensor, dropout_p: float, training: bool, residual: torch.Tensor
 ) -> torch.Tensor:
     """residual + dropout(linear(values)), in one pass where nothing is dropped."""
     if isinstance(linear, FusedLinear) and not (training and dropout_p):
         return linear(values, residual)
-    return residual + nn.functional.dropout(linear(values), dropout_p, training)
+    return residual + dropout(linear(values), dropout_p, training)
 
 
-def _normalize(norm: nn.Module, values: torch.Tensor) -> torch.Tensor:
-    if type(norm) is not nn.LayerNorm or norm.bias is None:
-        return norm(values)
-    return residual_layer_norm(values, None, norm.weight, norm.bias, norm.eps)[0]
+def _normalize(norm: nn.Module, values: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    """norm(values + residual), in one pass unless the norm is a special one or autocast mixes dtypes."""
+    plain = type(norm) is nn.LayerNorm and norm.bias is not None and norm.weight.dtype == values.dtype
+    if not plain or (residual is not None and residual.dtype != values.dtype):
+        return norm(values if residual is None else values + residual)
+    return residual_layer_norm(values, residual, norm.weight, norm.bias, norm.eps)[0]

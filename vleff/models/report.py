@@ -1,5 +1,6 @@
 """What `vleff.explain` says about a model."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -103,9 +104,10 @@ def _report_on_base(path: str, base: nn.Module, adapter: Adapter) -> EncoderRepo
 
 
 def _kernels(layer: PackedLayer) -> str:
-    linears = [module for module in layer.modules() if isinstance(module, nn.Linear | FusedLinear)]
-    fused = [module for module in linears if isinstance(module, FusedLinear)]
-    text = (
-        f"token_gather_attention, residual_layer_norm, {len(fused)} of {len(linears)} linears by fused_linear"
+    linears = Counter(
+        module.explain() if isinstance(module, FusedLinear) else "linear by torch"
+        for module in layer.modules()
+        if isinstance(module, nn.Linear)
     )
-    return text
+    kernels = ["token_gather_attention", "residual_layer_norm"]
+    return "; ".join(kernels + [f"{count} x {kernel}" for kernel, count in linears.items()])
