@@ -42,7 +42,6 @@ struct OneDnnActivation {
 OneDnnActivation onednn_activation(const std::string& activation) {
   if (activation == "gelu") return {"gelu", "none"};
   if (activation == "gelu_tanh") return {"gelu", "tanh"};
-  if (activation == "relu") return {"relu", ""};
   if (activation == "silu") return {"swish", ""};
   return {"none", ""};
 }
@@ -57,6 +56,7 @@ Tensor onednn_linear(const Tensor& input, const Tensor& weight, const OptionalTe
   const Tensor out =
       call_op<Tensor>("mkldnn::_linear_pointwise", "", input, weight, bias, std::string(fused.attribute),
                       std::vector<std::optional<double>>(), std::optional<std::string>(fused.algorithm));
+  if (activation == "relu") call_op<Tensor>("aten::relu_", "", out);  // oneDNN's makes 0 of NaN
   return residual ? add(out, *residual) : out;
 }
 

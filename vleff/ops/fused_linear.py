@@ -125,7 +125,8 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, bias = ctx.saved_tensors
-    need_input, need_weight, need_bias, need_residual, _ = ctx.needs_input_grad
+    # Trailing arguments that have their default values are left out.
+    need_input, need_weight, need_bias, need_residual = (*ctx.needs_input_grad, False, False)[:4]
     if weight.is_mkldnn:
         weight = unpack_linear_weight(weight)
     grad_residual = grad if need_residual else None
@@ -150,8 +151,9 @@ def _through_activation(grad: Tensor, before: Tensor, activation: str) -> Tensor
             return torch.ops.aten.gelu_backward(grad, before, approximate="tanh")
         case "relu":
             return torch.ops.aten.threshold_backward(grad, before, 0)
-        case _:
-            return torch.ops.aten.silu_backward(grad, before)
+        case _:  # torch's silu_backward has no derivative
+            sigmoid = before.sigmoid()
+            return grad * sigmoid * (1 + before * (1 - sigmoid))
 
 
 torch.library.register_autograd("vleff::fused_linear", _backward, setup_context=_save_for_backward)
