@@ -16,6 +16,8 @@ def debug_checks() -> Iterator[None]:
 
         with vleff.debug_checks():
             model(**inputs)
+
+    Graphs that torch.compile made do not check.
     """
     token = _enabled.set(True)
     try:

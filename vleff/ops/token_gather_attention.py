@@ -82,11 +82,11 @@ def token_gather_attention(
         RuntimeError: an argument has a wrong shape, dtype, device or layout, or, on the CPU, a wrong value;
             the message names the argument, what was expected and what came.
     """
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
+    if scale is None:  # the op itself rejects q without columns
+        scale = q.shape[-1] ** -0.5 if q.dim() and q.shape[-1] else 1.0
     if seed is None and dropout_p > 0:
         seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=q.device)
-    if checks_values() and not q.is_cpu:
+    if not q.is_cpu and not torch.compiler.is_compiling() and checks_values():
         _check_values(q, k, q_offsets, k_offsets, max_q, max_k, q_index, k_index, head_mask, key_bias)
     return torch.ops.vleff.token_gather_attention(
         q,
