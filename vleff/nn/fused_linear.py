@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from vleff.nn.packable_parameters import PackableParameters
 from vleff.ops.fused_linear import ACTIVATIONS, activate, fused_linear
@@ -41,9 +42,7 @@ class FusedLinear(nn.Linear):
         activation: str = "none",
     ) -> None:
         if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"argument 'activation': expected one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-            )
+            raise ValueError(f"argument 'activation': expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = activation
         self._share(self)
@@ -99,20 +98,19 @@ class FusedLinear(nn.Linear):
         packed = self._packed.tensor
         if packed is None and not torch.compiler.is_compiling():
             packed = self._parameters.pack()
-        return fused_linear(
-            input, self.weight if packed is None else packed, self.bias, residual, self.activation
-        )
+        return fused_linear(input, self.weight if packed is None else packed, self.bias, residual, self.activation)
 
     def _differentiates(self, input: Tensor, residual: Tensor | None) -> bool:
-        """Whether plain torch has to run: for gradients, or for the casts of autocast."""
-        if torch.is_autocast_enabled(input.device.type):
+        """Whether plain torch has to run: for gradients or tangents, or for the casts of autocast."""
+        device = input.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
+            return True
+        if forward_ad._current_level >= 0:
             return True
         if not torch.is_grad_enabled():
             return False
         return (
-            input.requires_grad
-            or (residual is not None and residual.requires_grad)
-            or self._parameters.requires_grad()
+            input.requires_grad or (residual is not None and residual.requires_grad) or self._parameters.requires_grad()
         )
 
     def train(self, mode: bool = True) -> "FusedLinear":

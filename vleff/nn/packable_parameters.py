@@ -7,6 +7,7 @@ from threading import RLock
 from typing import Any
 
 import torch
+import torch._guards
 from torch.nn import Parameter
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -94,7 +95,8 @@ class PackableParameters(dict[str, Parameter | None]):
     def plain(self) -> dict[str, Parameter | None]:
         """The parameters in a dict of their own, the weight plain; nothing is packed while it lives."""
         parameters = dict(dict.items(self))
-        self.unpack()
+        if self.packed.tensor is not None and not _dynamo_is_looking():
+            self.unpack()
         return parameters
 
     def items(self) -> Any:
@@ -160,6 +162,14 @@ def _references(parameters: dict[str, Parameter | None]) -> tuple[int, int, int]
 
 
 _SOLE_REFERENCE = _references({"weight": Parameter(torch.zeros(1))})
+
+
+def _dynamo_is_looking() -> bool:
+    """Whether torch.compile lists the parameters of a module that it is about to trace.
+
+    It marks the Parameter objects and reads no values; unpacking would recompile every packed module as a plain one.
+    """
+    return torch._guards.CompileContext.try_get() is not None and not torch.compiler.is_exporting()
 
 
 def _outside_of_modes() -> ExitStack:
