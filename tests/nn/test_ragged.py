@@ -167,6 +167,7 @@ BATCH = RaggedBatch(torch.zeros(4, 2), torch.tensor([0, 1, 4], dtype=torch.int32
         ),
         (lambda: BATCH.compact(torch.ones(3, dtype=torch.bool)), r"keep: expected \[rows\] = \[4\], got \[3\]"),
         (lambda: BATCH.compact(torch.ones(4)), "keep: expected torch.bool, got torch.float32"),
+        (lambda: BATCH.compact(BATCH.values[:, 0] == 0, 3), "rows: expected at least 4.*, got 3"),
         (lambda: BATCH.unpack(2), "length: expected at least max_length = 3, got 2"),
         (lambda: BATCH.replace(torch.zeros(3, 2)), r"values: expected .*4, .* got \[3, 2\]"),
         (

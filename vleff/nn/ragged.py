@@ -75,7 +75,7 @@ class RaggedBatch:
             a batch with the same number of samples and the same max_length.
 
         Raises:
-            ValueError, TypeError: `keep` has a wrong shape or dtype.
+            ValueError, TypeError: `keep` has a wrong shape or dtype; on the CPU, `rows` is too small.
         """
         if keep.shape != self.values.shape[:1]:
             raise ValueError(f"keep: expected [rows] = [{self.values.shape[0]}], got {list(keep.shape)}")
@@ -84,6 +84,8 @@ class RaggedBatch:
         exact = rows is None and keep.device.type == "cpu"
         if not exact:
             keep = keep & (torch.arange(keep.shape[0], device=keep.device) < self.offsets[-1])
+        if rows is not None and _can_read(keep) and int(keep.sum()) > rows:
+            raise ValueError(f"rows: expected at least {int(keep.sum())}, the tokens that stay, got {rows}")
         kept_before = torch.nn.functional.pad(keep.cumsum(0, dtype=torch.int32), (1, 0))
         offsets = kept_before.index_select(0, self.offsets)
         slots = self._slots()
@@ -128,9 +130,7 @@ class RaggedBatch:
             ValueError: another number of rows.
         """
         if values.shape[:1] != self.values.shape[:1]:
-            raise ValueError(
-                f"values: expected [rows = {self.values.shape[0]}, ...], got {list(values.shape)}"
-            )
+            raise ValueError(f"values: expected [rows = {self.values.shape[0]}, ...], got {list(values.shape)}")
         return RaggedBatch(values, self.offsets, self.max_length, self.slots)
 
     @property
@@ -169,8 +169,7 @@ class RaggedBatch:
             longest = int(self.lengths.max())
             if longest > self.max_length:
                 raise ValueError(
-                    f"max_length: expected at least {longest}, the longest sample's length, "
-                    f"got {self.max_length}"
+                    f"max_length: expected at least {longest}, the longest sample's length, got {self.max_length}"
                 )
 
 
