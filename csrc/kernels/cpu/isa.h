@@ -22,8 +22,9 @@ bool set_active_isa(Isa isa);
 }  // namespace vleff
 
 // An op's kernel source is compiled once per level with VLEFF_ISA set to the level's name. It defines its
-// table of functions as `vleff::VLEFF_ISA::NAME_kernels`; this macro, used once in the op's torch side,
-// declares those tables and a function NAME_kernels() that returns the active level's.
+// table of functions as `vleff::VLEFF_ISA::NAME`; this macro, used once in the op's torch side, declares
+// those tables, a function NAME_at(isa) that returns one level's and a function active_NAME() that returns
+// the active level's.
 #if defined(__x86_64__)
 #define VLEFF_DISPATCH(Table, name)                                                            \
   namespace vleff {                                                                            \
@@ -39,9 +40,12 @@ bool set_active_isa(Isa isa);
   namespace avx512_bf16 {                                                                      \
   extern const Table name;                                                                     \
   }                                                                                            \
-  inline const Table& active_##name() {                                                        \
+  inline const Table& name##_at(Isa isa) {                                                     \
     const Table* tables[] = {&baseline::name, &avx2::name, &avx512::name, &avx512_bf16::name}; \
-    return *tables[static_cast<int>(active_isa())];                                            \
+    return *tables[static_cast<int>(isa)];                                                     \
+  }                                                                                            \
+  inline const Table& active_##name() {                                                        \
+    return name##_at(active_isa());                                                            \
   }                                                                                            \
   }
 #else
@@ -50,8 +54,11 @@ bool set_active_isa(Isa isa);
   namespace baseline {                  \
   extern const Table name;              \
   }                                     \
-  inline const Table& active_##name() { \
+  inline const Table& name##_at(Isa) {  \
     return baseline::name;              \
+  }                                     \
+  inline const Table& active_##name() { \
+    return name##_at(active_isa());     \
   }                                     \
   }
 #endif
