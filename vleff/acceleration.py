@@ -29,7 +29,7 @@ def accelerate(model: Model) -> Model:
     Raises:
         TypeError: nothing in `model` can be accelerated; the message says why.
     """
-    found = list(base_models(model))
+    found = base_models(model)
     reasons = [unsupported(base, adapter) for _, base, adapter in found]
     if all(reasons):  # also when nothing was found
         details = [f"{path or 'it'}: {reason}" for (path, _, _), reason in zip(found, reasons, strict=True)]
@@ -49,14 +49,14 @@ def restore(model: Model) -> Model:
     Returns:
         `model` itself; one that is not accelerated stays as it is.
     """
-    for _, base, adapter in list(base_models(model)):
+    for _, base, adapter in base_models(model):
         if is_converted(base):
             revert(base, adapter)
     return model
 
 
 def refresh(model: Model) -> Model:
-    """Makes an accelerated model notice weights written through `.data`, which torch does not record.
+    """Makes all weights plain, to be packed anew: after writes to them that go past torch.
 
     Returns:
         `model` itself.

@@ -27,9 +27,7 @@ def masked_inputs(lengths):
     return {"input_ids": torch.randint(5, 99, mask.shape), "attention_mask": mask}
 
 
-@pytest.mark.parametrize(
-    "model_class", [BertModel, BertForSequenceClassification, RobertaModel, DistilBertModel]
-)
+@pytest.mark.parametrize("model_class", [BertModel, BertForSequenceClassification, RobertaModel, DistilBertModel])
 def test_one_graph_for_all_token_counts(build_case, model_class):
     model = vleff.accelerate(build_case(model_class).model)
     counter = CompileCounterWithBackend("inductor")
@@ -64,9 +62,7 @@ def test_without_a_mask(bert_case):
     model = vleff.accelerate(bert_case.model)
     ids = bert_case.inputs["input_ids"]
     with torch.no_grad():
-        torch.testing.assert_close(
-            torch.compile(model, fullgraph=True)(ids)[0], model(ids)[0], atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(ids)[0], model(ids)[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_class", [ViTModel, ViTForImageClassification])

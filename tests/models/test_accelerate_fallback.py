@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertLMHeadModel,
     BertModel,
     DistilBertModel,
@@ -15,6 +16,7 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
+from transformers.activations import GELUActivation
 from transformers.models.bert.modeling_bert import BertLayer
 
 import vleff
@@ -123,9 +125,7 @@ def test_chunked_feed_forward_is_refused(build_case, model_class, reason):
 
 
 def test_a_decoder_is_refused():
-    config = BertConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
-    )
+    config = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, is_decoder=True)
     with pytest.raises(TypeError, match="is_decoder"):
         vleff.accelerate(BertLMHeadModel(config))
 
@@ -153,9 +153,7 @@ def test_an_unknown_subclass_is_refused(bert_case):
 
 def test_what_is_not_supported_inside_a_model_is_left_and_listed():
     torch.manual_seed(0)
-    encoder = ViTConfig(
-        image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
+    encoder = ViTConfig(image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     decoder = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     model = VisionEncoderDecoderModel(config=config).eval()
@@ -191,3 +189,22 @@ def test_cross_attention_and_caches(bert_case):
             return model(ids, attention_mask=mask, past_key_values=cache).last_hidden_state
 
     torch.testing.assert_close(with_prefix(model), with_prefix(plain), atol=1e-5, rtol=1e-5)
+
+
+def test_an_activation_that_layers_and_head_share(build_case):
+    """A config may hold the activation module itself, which transformers then puts everywhere."""
+    case = build_case(BertForMaskedLM)
+    shared = GELUActivation()
+    for layer in case.model.bert.encoder.layer:
+        layer.intermediate.intermediate_act_fn = shared
+    case.model.cls.predictions.transform.transform_act_fn = shared
+    expected = case.call(case.plain()).logits
+    actual = case.call(vleff.accelerate(case.model)).logits
+    torch.testing.assert_close(actual[case.valid], expected[case.valid], atol=1e-5, rtol=1e-5)
+    vleff.restore(case.model)
+    assert all(layer.intermediate.intermediate_act_fn is shared for layer in case.model.bert.encoder.layer)
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got str"):
+        vleff.accelerate("bert-base-uncased")

@@ -45,9 +45,7 @@ def test_float16_runs_packed(bert_case):
     actual = bert_case.call(vleff.accelerate(bert_case.model).half()).last_hidden_state
     assert actual.dtype == torch.float16
     assert actual[~bert_case.valid].count_nonzero() == 0
-    torch.testing.assert_close(
-        actual[bert_case.valid].float(), expected[bert_case.valid], atol=2e-2, rtol=2e-2
-    )
+    torch.testing.assert_close(actual[bert_case.valid].float(), expected[bert_case.valid], atol=2e-2, rtol=2e-2)
 
 
 def test_float64_runs_as_before(encoder_case):
@@ -112,9 +110,7 @@ def test_hidden_states(encoder_case, by_config):
     assert torch.equal(again.last_hidden_state, output.last_hidden_state)
 
 
-@pytest.mark.parametrize(
-    "activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "quick_gelu"]
-)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "quick_gelu"])
 def test_activations(build_case, activation):
     case = build_case(BertModel, hidden_act=activation)
     expected = case.tokens(case.call(case.plain()).last_hidden_state)
@@ -126,10 +122,7 @@ def test_activations(build_case, activation):
 def test_a_sample_does_not_depend_on_its_batch_mates(any_case, dtype):
     model = vleff.accelerate(any_case.model).to(dtype)
     count = 33
-    inputs = {
-        name: torch.cat([x.roll(shift, 0) for shift in range(9)])[:count]
-        for name, x in any_case.inputs.items()
-    }
+    inputs = {name: torch.cat([x.roll(shift, 0) for shift in range(9)])[:count] for name, x in any_case.inputs.items()}
     together = copy.deepcopy(any_case)
     together.inputs = inputs
     batched = together.call(model)

@@ -53,9 +53,7 @@ def test_retrieval_ranks_are_unchanged(minilm_folder, passages):
     model = BertModel.from_pretrained(minilm_folder).eval()
 
     def retrieve():
-        similarity = (
-            embed(model, tokenizer, [text for text, _ in questions]) @ embed(model, tokenizer, paragraphs).T
-        )
+        similarity = embed(model, tokenizer, [text for text, _ in questions]) @ embed(model, tokenizer, paragraphs).T
         return similarity, similarity.topk(10).indices
 
     def rank(similarity):
@@ -84,12 +82,8 @@ def test_minilm_in_bfloat16(minilm_folder, squad_paragraphs):
 @torch.inference_mode()
 def test_vit_on_photos(shared_data):
     if shared_data is None:
-        pytest.skip(
-            "the ViT-S weights (43 MB, not in the repository) are absent: set VLEFF_DATA to their data folder"
-        )
-    data = pytest.importorskip(
-        "skimage.data", reason="scikit-image, which ships the photos, is not installed"
-    )
+        pytest.skip("the ViT-S weights (43 MB, not in the repository) are absent: set VLEFF_DATA to their data folder")
+    data = pytest.importorskip("skimage.data", reason="scikit-image, which ships the photos, is not installed")
     photos = [getattr(data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")]
     pixels = torch.cat([to_pixels(photo) for photo in photos])
     weights = shared_data / "vision" / "vit_s14_112"

@@ -82,7 +82,7 @@ def test_attention_dropout_runs_in_the_kernel(build_case):
     model = vleff.accelerate(case.model)
     expected = case.tokens(case.call(model).last_hidden_state)
     model.train()
-    samples = torch.stack([case.tokens(case.call(model).last_hidden_state) for _ in range(200)])
+    samples = torch.stack([case.tokens(case.call(model).last_hidden_state) for _ in range(50)])
     assert samples.std(0).max() > 1e-3
     assert (samples.mean(0) - expected).abs().mean() < 0.2 * samples.std(0).mean()
 

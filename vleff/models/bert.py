@@ -1,5 +1,7 @@
 """BERT: every model around a BertModel that is not a decoder."""
 
+from typing import Any
+
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertModel
@@ -10,6 +12,10 @@ from vleff.models.registry import Adapter, register
 
 class BertLikeLayer(PostNormLayer):
     """The layer of BERT, RoBERTa and the models that copy them: same parts, same names."""
+
+    attention: Any
+    intermediate: Any
+    output: Any
 
     def parts(self) -> LayerParts:
         attention, projection = self.attention.self, self.attention.output
@@ -30,12 +36,12 @@ class BertLikeLayer(PostNormLayer):
             output_norm=self.output.LayerNorm,
         )
 
-    def containers(self) -> tuple[nn.Module, ...]:
-        attention = self.attention
-        return attention, attention.self, attention.output, self.intermediate, self.output
+    def uncalled(self) -> tuple[nn.Module, ...]:
+        attention, projection, output = self.attention, self.attention.output, self.output
+        return attention, attention.self, projection, projection.LayerNorm, self.intermediate, output, output.LayerNorm
 
     @staticmethod
-    def unsupported(layer: nn.Module) -> str | None:
+    def unsupported(layer: Any) -> str | None:
         return "it is a decoder (config.is_decoder)" if layer.is_decoder else PostNormLayer.unsupported(layer)
 
 

@@ -1,18 +1,19 @@
 """Turns one base model of a known family into its packed form and back."""
 
 from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 
 from vleff.models.attention_interface import IMPLEMENTATIONS
-from vleff.models.encoder import PackedLayer, has_hooks
+from vleff.models.encoder import LayerParts, PackedLayer, has_hooks
 from vleff.models.registry import Adapter, warn_if_unchecked
 from vleff.nn.fused_linear import FusedLinear
 
 _RECORD = "_vleff_conversion"
-_FUSED_ACTIVATIONS: dict[type[nn.Module], str] = {
+_FUSED_ACTIVATIONS: dict[type, str] = {
     GELUActivation: "gelu",
     GELUTanh: "gelu_tanh",
     NewGELUActivation: "gelu_tanh",
@@ -33,12 +34,12 @@ class Conversion:
     replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = field(default_factory=list)
 
 
-def is_converted(base: nn.Module) -> bool:
+def is_converted(base: PreTrainedModel) -> bool:
     """Whether `base` is in its packed form."""
     return _RECORD in base.__dict__
 
 
-def unsupported(base: nn.Module, adapter: Adapter) -> str | None:
+def unsupported(base: PreTrainedModel, adapter: Adapter) -> str | None:
     """Why `base` cannot run packed, None if it can."""
     attention = base.config._attn_implementation
     if attention not in (*IMPLEMENTATIONS, *IMPLEMENTATIONS.values()):
@@ -58,28 +59,26 @@ def unsupported(base: nn.Module, adapter: Adapter) -> str | None:
     return None
 
 
-def convert(model: nn.Module, base: nn.Module, adapter: Adapter) -> None:
+def convert(model: nn.Module, base: PreTrainedModel, adapter: Adapter) -> None:
     """Exchanges classes, linears and attention implementation of `base` and its head, if any, in `model`."""
     warn_if_unchecked(adapter.family, adapter.checked_versions)
     conversion = Conversion(base.config._attn_implementation)
     base.set_attn_implementation(IMPLEMENTATIONS[conversion.attention_implementation])
-    activations = {}
-    for module in base.modules():
+    for module in list(base.modules()):
         module.__class__ = adapter.packed_classes.get(type(module), type(module))
         if isinstance(module, PackedLayer):
-            parts = module.parts()
-            if type(parts.activation) in _FUSED_ACTIVATIONS and _is_fusible(parts.intermediate):
-                activations[parts.intermediate] = parts.activation
-    _exchange_linears(_head_around(base, model), activations, conversion)
+            _exchange_linears(module, conversion, module.parts())
+    # torch's own linears, in pooler and head, would change a sample's bits with the size of its batch
+    _exchange_linears(_head_around(base, model), conversion)
     base.__dict__[_RECORD] = conversion
 
 
-def revert(base: nn.Module, adapter: Adapter) -> None:
+def revert(base: PreTrainedModel, adapter: Adapter) -> None:
     """Undoes `convert`, except for modules that were exchanged again meanwhile."""
     conversion: Conversion = base.__dict__.pop(_RECORD)
     for owner, name, original, replacement in conversion.replaced:
         if getattr(owner, name) is replacement:
-            if isinstance(replacement, FusedLinear):
+            if isinstance(replacement, FusedLinear) and isinstance(original, nn.Linear):
                 replacement.move_parameters_to(original)
             setattr(owner, name, original.train(replacement.training))
     original_classes = {packed: original for original, packed in adapter.packed_classes.items()}
@@ -88,33 +87,29 @@ def revert(base: nn.Module, adapter: Adapter) -> None:
     base.set_attn_implementation(conversion.attention_implementation)
 
 
-def _head_around(base: nn.Module, model: nn.Module) -> nn.Module:
+def _head_around(base: PreTrainedModel, model: nn.Module) -> PreTrainedModel:
     """The model with a head in `model` whose base model is `base`; `base` itself if there is none."""
     with_heads = (module for module in model.modules() if isinstance(module, PreTrainedModel))
     return next((module for module in with_heads if module.base_model is base), base)
 
 
-def _is_fusible(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and not has_hooks(module)
-
-
-def _exchange_linears(
-    head: nn.Module, activations: dict[nn.Module, nn.Module], conversion: Conversion
-) -> None:
-    """Puts a FusedLinear for each linear in `head`, its activation in `activations` fused into it.
-
-    Those outside the layers gain no time, but torch's own would change a sample's bits with the batch size.
-    """
-    fused = set(activations.values())
-    for owner in list(head.modules()):
+def _exchange_linears(root: nn.Module, conversion: Conversion, parts: LayerParts | None = None) -> None:
+    """Puts a FusedLinear for each linear in `root`, and fuses the activation that a layer's `parts` name."""
+    activation = None if parts is None or not _is_fusible(parts.intermediate) else parts.activation
+    fused_name = _FUSED_ACTIVATIONS.get(type(activation))
+    for owner in list(root.modules()):
         for name, module in list(owner.named_children()):
             replacement: nn.Module
-            if module in fused:
+            if fused_name is not None and module is activation:
                 replacement = nn.Identity()
             elif _is_fusible(module):
-                activation = _FUSED_ACTIVATIONS.get(type(activations.get(module)), "none")
-                replacement = FusedLinear.from_linear(module, activation=activation)
+                is_intermediate = parts is not None and module is parts.intermediate
+                replacement = FusedLinear.from_linear(module, fused_name if is_intermediate and fused_name else "none")
             else:
                 continue
             setattr(owner, name, replacement.train(module.training))
             conversion.replaced.append((owner, name, module, replacement))
+
+
+def _is_fusible(module: Any) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear and not has_hooks(module)

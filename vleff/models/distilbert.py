@@ -1,5 +1,7 @@
 """DistilBERT: BERT's layer under other names, without dropout after the attention's output projection."""
 
+from typing import Any
+
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
@@ -29,11 +31,11 @@ class PackedTransformerBlock(PostNormLayer, TransformerBlock):
             output_norm=self.output_layer_norm,
         )
 
-    def containers(self) -> tuple[nn.Module, ...]:
-        return self.attention, self.ffn
+    def uncalled(self) -> tuple[nn.Module, ...]:
+        return self.attention, self.sa_layer_norm, self.ffn, self.output_layer_norm
 
     @staticmethod
-    def unsupported(layer: nn.Module) -> str | None:
+    def unsupported(layer: Any) -> str | None:
         return PostNormLayer.unsupported(layer.ffn)
 
 

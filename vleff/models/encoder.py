@@ -44,7 +44,7 @@ class PackedLayer(nn.Module):
     """An encoder layer that runs packed; a call that cannot runs as transformers wrote it."""
 
     @staticmethod
-    def unsupported(layer: nn.Module) -> str | None:
+    def unsupported(layer: Any) -> str | None:
         """Why `layer`, of the transformers class, cannot run packed whatever its input; None if it can."""
         if getattr(layer, "chunk_size_feed_forward", 0):
             return f"chunk_size_feed_forward={layer.chunk_size_feed_forward} asks for a chunked feed-forward"
@@ -53,17 +53,15 @@ class PackedLayer(nn.Module):
     def parts(self) -> LayerParts:
         raise NotImplementedError
 
-    def containers(self) -> tuple[nn.Module, ...]:
-        """The modules between the layer and its parts, which the packed computation does not call."""
+    def uncalled(self) -> tuple[nn.Module, ...]:
+        """The modules in the layer whose work the packed computation does without calling them."""
         raise NotImplementedError
 
     def forward_packed(self, values: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
         """values [total_tokens, d] -> [total_tokens, d]; of `batch` only the samples' offsets count."""
         raise NotImplementedError
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [total_tokens, d] with a RaggedBatch for the mask, or as transformers passes them."""
         if isinstance(attention_mask, RaggedBatch):
             return self.forward_packed(hidden_states, attention_mask)
@@ -73,9 +71,8 @@ class PackedLayer(nn.Module):
         return batch.replace(self.forward_packed(batch.values, batch)).unpack()
 
     def has_inner_hooks(self) -> bool:
-        """Whether a module that the packed computation bypasses has hooks, which would not run."""
-        parts = self.parts()
-        return any(map(has_hooks, (*self.containers(), parts.attention_norm, parts.output_norm)))
+        """Whether a module that is not called has hooks, which would not run."""
+        return any(map(has_hooks, self.uncalled()))
 
 
 class PostNormLayer(PackedLayer):
@@ -96,9 +93,7 @@ class PreNormLayer(PackedLayer):
     def forward_packed(self, values: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
         parts, training = self.parts(), self.training
         attended = _attend(parts, _normalize(parts.attention_norm, values), batch, training)
-        values = _project_and_add(
-            parts.attention_output, attended, parts.attention_output_dropout, training, values
-        )
+        values = _project_and_add(parts.attention_output, attended, parts.attention_output_dropout, training, values)
         intermediate = parts.activation(parts.intermediate(_normalize(parts.output_norm, values)))
         return _project_and_add(parts.output, intermediate, parts.output_dropout, training, values)
 
@@ -111,10 +106,10 @@ class PackedEncoder(nn.Module):
     """
 
     output_class: ClassVar[type[ModelOutput]]
+    config: Any
+    layer: Any  # a ModuleList of PackedLayers
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [batch, length, d]; runs packed with a bool mask [batch, length] or none."""
         if not runs_packed(hidden_states, attention_mask, args, kwargs):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
@@ -149,12 +144,7 @@ def runs_packed(
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether `module` has hooks besides those by which transformers itself captures hidden states."""
-    if not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
+    if not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks):
         return False
     ours = "transformers.utils.output_capturing"
     hooks = (
@@ -193,7 +183,7 @@ def _project_and_add(
 
 def _normalize(norm: nn.Module, values: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
     """norm(values + residual), in one pass unless the norm is a special one or autocast mixes dtypes."""
-    plain = type(norm) is nn.LayerNorm and norm.bias is not None and norm.weight.dtype == values.dtype
-    if not plain or (residual is not None and residual.dtype != values.dtype):
+    mixed = residual is not None and residual.dtype != values.dtype
+    if type(norm) is not nn.LayerNorm or norm.bias is None or norm.weight.dtype != values.dtype or mixed:
         return norm(values if residual is None else values + residual)
     return residual_layer_norm(values, residual, norm.weight, norm.bias, norm.eps)[0]

@@ -5,13 +5,13 @@ transformers renamed breaks that family only, with a message that says which.
 """
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 
 import transformers
 from torch import nn
+from transformers import PreTrainedModel
 
 # the transformers module that defines a base model -> the file here that holds its adapter
 _FAMILY_FILES = {
@@ -37,12 +37,12 @@ class Adapter:
     """
 
     family: str
-    model_class: type[nn.Module]
+    model_class: type[PreTrainedModel]
     packed_classes: dict[type[nn.Module], type[nn.Module]]
     checked_versions: tuple[str, ...] = ("5.17",)
 
 
-_ADAPTERS: dict[type[nn.Module], Adapter] = {}
+_ADAPTERS: dict[type, Adapter] = {}
 
 
 def register(adapter: Adapter) -> None:
@@ -71,12 +71,20 @@ def adapter_for(module: nn.Module) -> Adapter | None:
     return None
 
 
-def base_models(model: nn.Module) -> Iterator[tuple[str, nn.Module, Adapter]]:
-    """The name inside `model`, module and adapter of every base model of a known family."""
-    for name, module in model.named_modules():
-        adapter = adapter_for(module)
+def base_models(model: nn.Module) -> list[tuple[str, PreTrainedModel, Adapter]]:
+    """The path inside `model`, module and adapter of every base model of a known family.
+
+    Raises:
+        TypeError: `model` is no nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    found = []
+    for path, module in model.named_modules():
+        adapter = adapter_for(module) if isinstance(module, PreTrainedModel) else None
         if adapter is not None:
-            yield name, module, adapter
+            found.append((path, module, adapter))
+    return found
 
 
 @cache

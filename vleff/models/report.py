@@ -71,7 +71,7 @@ class Report:
 
 def report_on(model: nn.Module) -> Report:
     """The report on `model`, accelerated or not."""
-    known = list(base_models(model))
+    known = base_models(model)
     encoders = [_report_on_base(path, base, adapter) for path, base, adapter in known]
     encoders += [
         EncoderReport(path, type(module).__name__, None, False, "there is no adapter for its class")
@@ -89,7 +89,7 @@ def _is_related(path: str, known: list[str]) -> bool:
     return any(other.startswith(dotted) or dotted.startswith(f"{other}." if other else "") for other in known)
 
 
-def _report_on_base(path: str, base: nn.Module, adapter: Adapter) -> EncoderReport:
+def _report_on_base(path: str, base: PreTrainedModel, adapter: Adapter) -> EncoderReport:
     name = type(base).__name__
     reason = unsupported(base, adapter)
     if reason is None and not is_converted(base):
@@ -97,9 +97,7 @@ def _report_on_base(path: str, base: nn.Module, adapter: Adapter) -> EncoderRepo
     if reason is not None:
         return EncoderReport(path, name, adapter.family, False, reason)
     prefix = f"{path}." if path else ""
-    layers = [
-        (prefix + at, _kernels(layer)) for at, layer in base.named_modules() if isinstance(layer, PackedLayer)
-    ]
+    layers = [(prefix + at, _kernels(layer)) for at, layer in base.named_modules() if isinstance(layer, PackedLayer)]
     return EncoderReport(path, name, adapter.family, True, None, layers)
 
 

@@ -36,9 +36,7 @@ class PackedCamembertEncoder(BertLikeEncoder, CamembertEncoder):
     pass
 
 
-register(
-    Adapter("RoBERTa", RobertaModel, {RobertaEncoder: PackedRobertaEncoder, RobertaLayer: PackedRobertaLayer})
-)
+register(Adapter("RoBERTa", RobertaModel, {RobertaEncoder: PackedRobertaEncoder, RobertaLayer: PackedRobertaLayer}))
 register(
     Adapter(
         "XLM-RoBERTa",

@@ -30,8 +30,8 @@ class PackedViTLayer(PreNormLayer, ViTLayer):
             output_norm=self.layernorm_after,
         )
 
-    def containers(self) -> tuple[nn.Module, ...]:
-        return self.attention, self.mlp
+    def uncalled(self) -> tuple[nn.Module, ...]:
+        return self.layernorm_before, self.attention, self.layernorm_after, self.mlp
 
 
 register(Adapter("ViT", ViTModel, {ViTLayer: PackedViTLayer}))
