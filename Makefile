@@ -34,7 +34,7 @@ lint: .venv-test/installed
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/pip install -q $(TORCH)
 	.venv-test/bin/pip install -q $(BUILD_TOOLS)
-	PATH="$(CURDIR)/.venv-test/bin:$$PATH" VLEFF_DEV=1 .venv-test/bin/pip install -q --no-build-isolation -e ".[test,bench,dev]"
+	PATH="$(CURDIR)/.venv-test/bin:$$PATH" VLEFF_DEV=1 .venv-test/bin/pip install -q --no-build-isolation -e ".[test,dev]"
 	touch $@
 
 clean:
