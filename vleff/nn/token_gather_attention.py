@@ -45,9 +45,7 @@ class TokenGatherAttention(nn.Module):
     ) -> None:
         super().__init__()
         if heads < 1 or embed_dim % heads or not 1 <= embed_dim // heads <= 256:
-            raise ValueError(
-                f"embed_dim: expected 1 to 256 columns for each of heads = {heads}, got {embed_dim}"
-            )
+            raise ValueError(f"embed_dim: expected 1 to 256 columns for each of heads = {heads}, got {embed_dim}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
         memory_dim = embed_dim if memory_dim is None else memory_dim

@@ -270,16 +270,12 @@ def _save_for_backward(ctx: Any, inputs: tuple, keyword_only_inputs: dict[str, A
     out, lse, importance = output
     ctx.key_bias_needs_grad = key_bias is not None and key_bias.requires_grad
     ctx.options = {name: keyword_only_inputs[name] for name in ("scale", "causal", "dropout_p")}
-    ctx.save_for_backward(
-        q, k, v, out, lse, q_offsets, k_offsets, q_index, k_index, head_mask, key_bias, seed
-    )
+    ctx.save_for_backward(q, k, v, out, lse, q_offsets, k_offsets, q_index, k_index, head_mask, key_bias, seed)
     ctx.mark_non_differentiable(importance)
     ctx.set_materialize_grads(False)
 
 
-def _backward(
-    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any
-) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, q_offsets, k_offsets, q_index, k_index, head_mask, key_bias, seed = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_key_bias = torch.ops.vleff.token_gather_attention_backward(
         torch.zeros_like(out) if grad_out is None else grad_out,
