@@ -21,10 +21,11 @@ constexpr const char* op = "fused_linear";
 
 // Library kernels take other paths, with other bits, for fewer rows than this.
 constexpr int64_t fewest_rows = 16;
-// More rows than this are computed in pieces: oneDNN loses up to half of its speed on longer inputs.
-constexpr int64_t most_rows = 2048;
-// Of one piece's result, so that it stays in the last-level cache until it is copied.
-constexpr int64_t most_bytes = 16 << 20;
+// More rows than this are computed in pieces: oneDNN loses up to 40 % of its speed on 8,192 and more.
+constexpr int64_t most_rows = 6144;
+// So are larger results. The C library takes memory beyond 32 MiB fresh from the kernel each time, whose pages
+// cost a fifth of the product's time: a piece reuses memory, and the whole result can ask for huge pages.
+constexpr int64_t most_bytes = 30 << 20;
 
 bool is_packed(const Tensor& weight) {
   return weight.layout() == torch::headeronly::Layout::Mkldnn;
@@ -140,8 +141,7 @@ Tensor padded(const Tensor& rows) {
   return all;
 }
 
-// Fresh memory of this size comes from the kernel page by page while it is first written, which takes a fifth
-// of the product's time in pages of 4 KiB. A hint only: nothing depends on it.
+// A hint: nothing depends on it.
 void prefer_huge_pages(const Tensor& tensor, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));

@@ -22,7 +22,7 @@ from vleff.ops.fused_linear import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 PACKABLE = [dtype for dtype in (torch.float32, torch.bfloat16) if packs_linear_weight(dtype)]
-ROW_COUNTS = [*range(1, 65), 100, 129, 255, 257, 500, 777, 1366, 2047, 2048, 2049, 4097]
+ROW_COUNTS = [*range(1, 65), 100, 129, 255, 257, 500, 777, 2048, 4097, 6144, 6145]
 
 
 def make_inputs(
@@ -118,7 +118,7 @@ def test_any_layout() -> None:
 
 
 @pytest.mark.parametrize("dtype", PACKABLE, ids=str)
-@pytest.mark.parametrize("shape", [(384, 1536), (1536, 384), (768, 2), (17, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(384, 768), (1536, 96), (17, 33)], ids=str)
 def test_a_row_has_the_same_bits_in_every_batch(shape: tuple[int, int], dtype: torch.dtype) -> None:
     inputs = make_inputs((max(ROW_COUNTS), shape[0]), shape[1], dtype)
     input, weight, bias = inputs.values()
@@ -131,9 +131,9 @@ def test_a_row_has_the_same_bits_in_every_batch(shape: tuple[int, int], dtype: t
 
 @pytest.mark.parametrize("dtype", PACKABLE, ids=str)
 def test_pieces_take_their_residual_along(dtype: torch.dtype) -> None:
-    inputs = make_inputs((5000, 48), 64, dtype, residual=True)
+    inputs = make_inputs((13000, 48), 64, dtype, residual=True)
     whole = fused_linear(**inputs)
-    parts = zip(inputs["input"].split(1000), inputs["residual"].split(1000), strict=True)
+    parts = zip(inputs["input"].split(2500), inputs["residual"].split(2500), strict=True)
     separate = [fused_linear(i, inputs["weight"], inputs["bias"], r) for i, r in parts]
     assert torch.equal(whole, torch.cat(separate))
 
