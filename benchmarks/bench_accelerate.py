@@ -35,9 +35,7 @@ def bert(dtype: torch.dtype) -> nn.Module:
 def vit(dtype: torch.dtype) -> nn.Module:
     """Layers of ViT-base with seeded random weights."""
     torch.manual_seed(0)
-    return (
-        transformers.AutoModel.from_config(transformers.ViTConfig(num_hidden_layers=LAYERS)).eval().to(dtype)
-    )
+    return transformers.AutoModel.from_config(transformers.ViTConfig(num_hidden_layers=LAYERS)).eval().to(dtype)
 
 
 def paragraphs() -> Samples:
@@ -47,9 +45,7 @@ def paragraphs() -> Samples:
 def even_batch(batch: int = 8, length: int = 269) -> Batch:
     """Wikipedia text cut to samples of equal length."""
     tokens = torch.tensor(list(chain.from_iterable(bert_token_ids()))[: batch * length]).view(batch, length)
-    return Batch(
-        {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, [length] * batch, list(range(batch))
-    )
+    return Batch({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, [length] * batch, list(range(batch)))
 
 
 @pytest.mark.benchmark(group="BERT-base layers, 8 x 269 tokens, no padding")
@@ -90,9 +86,7 @@ def test_peak_memory(benchmark, dtype: torch.dtype) -> None:
     ]
     environment_output = {"check": True, "capture_output": True, "text": True}
     eager = json.loads(subprocess.run([*script, "eager"], **environment_output).stdout)
-    ours = benchmark.pedantic(
-        lambda: json.loads(subprocess.run([*script, "vleff"], **environment_output).stdout)
-    )
+    ours = benchmark.pedantic(lambda: json.loads(subprocess.run([*script, "vleff"], **environment_output).stdout))
     benchmark.extra_info["peak_memory"] = {
         "eager": eager,
         "vleff": ours,
@@ -119,9 +113,7 @@ def _measure(
         except engines.EngineUnavailableError as reason:
             print(f"not compared with {name}: {reason}")
     ours = engines.vleff(model, example)
-    outputs = {
-        name: [run(batch.inputs) for batch in batches] for name, run in {**runners, "vleff": ours}.items()
-    }
+    outputs = {name: [run(batch.inputs) for batch in batches] for name, run in {**runners, "vleff": ours}.items()}
     result = match(batches, outputs["eager"], outputs["vleff"], reference_outputs(model, batches), dtype)
     assert result.ok, f"outputs differ from eager's: {result}"
     del outputs

@@ -76,9 +76,7 @@ def case(name: str, dtype: torch.dtype) -> Case:
     lengths = LENGTHS[name]
     torch.manual_seed(0)
     packed = [torch.randn(sum(lengths), HEADS, HEAD_DIM).to(dtype) for _ in range(4)]
-    padded = [
-        torch.nn.utils.rnn.pad_sequence(t.split(lengths), batch_first=True).transpose(1, 2) for t in packed
-    ]
+    padded = [torch.nn.utils.rnn.pad_sequence(t.split(lengths), batch_first=True).transpose(1, 2) for t in packed]
     longest = max(lengths)
     valid = torch.arange(longest) < torch.tensor(lengths)[:, None]
     mask = None if bool(valid.all()) else valid[:, None, None, :].expand(-1, 1, longest, -1)
@@ -100,18 +98,14 @@ def test_training(interleaved: Callable[..., None], case: Case, name: str, dtype
     _check(case, gradients=True)
     targets = {"SDPA": TRAINING_TARGETS[dtype].get(name)}
     # the backward pass has five products, two of which repeat the forward pass's kind
-    interleaved(
-        lambda: _train_ours(case), {"SDPA": lambda: _train_dense(case)}, targets, flops=case.flops() * 7 // 2
-    )
+    interleaved(lambda: _train_ours(case), {"SDPA": lambda: _train_dense(case)}, targets, flops=case.flops() * 7 // 2)
 
 
 @pytest.mark.benchmark(group="forward and backward with dropout 0.1")
 def test_training_with_dropout(interleaved: Callable[..., None], case: Case) -> None:
     _requiregradients(case)
     baselines = {"SDPA": lambda: _train_dense(case, DROPOUT)}
-    interleaved(
-        lambda: _train_ours(case, DROPOUT), baselines, {"SDPA": DROPOUT_TARGET}, flops=case.flops() * 7 // 2
-    )
+    interleaved(lambda: _train_ours(case, DROPOUT), baselines, {"SDPA": DROPOUT_TARGET}, flops=case.flops() * 7 // 2)
 
 
 def _requiregradients(case: Case) -> None:

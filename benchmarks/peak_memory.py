@@ -1,6 +1,6 @@
 """Prints the peak resident memory, in megabytes, of a process that runs BERT-base on 32 real paragraphs.
 
-python benchmarks/peak_memory.py float32|bfloat16 eager|vleff
+python -m benchmarks.peak_memory float32|bfloat16 eager|vleff
 """
 
 import json

@@ -48,9 +48,7 @@ def test_attention_gradients_equal_finite_differences(isa: str) -> None:
     q, k, v = rows(20), rows(42), rows(43)[:42]
     grad_out = rows(21)[:20]
     out, lse, _ = dev.token_gather_attention_forward(q, k, v, Q_OFFSETS, K_OFFSETS, scale=0.2, isa=isa)
-    grads = dev.token_gather_attention_backward(
-        grad_out, out, lse, q, k, v, Q_OFFSETS, K_OFFSETS, scale=0.2, isa=isa
-    )
+    grads = dev.token_gather_attention_backward(grad_out, out, lse, q, k, v, Q_OFFSETS, K_OFFSETS, scale=0.2, isa=isa)
     step = 1e-6
     for number, name in enumerate("qkv"):
         inputs = [x.astype(float) for x in (q, k, v)]

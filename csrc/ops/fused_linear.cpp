@@ -23,8 +23,9 @@ constexpr const char* op = "fused_linear";
 constexpr int64_t fewest_rows = 16;
 // More rows than this are computed in pieces: oneDNN loses up to 40 % of its speed on 8,192 and more.
 constexpr int64_t most_rows = 6144;
-// So are larger results. The C library takes memory beyond 32 MiB fresh from the kernel each time, whose pages
-// cost a fifth of the product's time: a piece reuses memory, and the whole result can ask for huge pages.
+// So are larger results. The C library takes memory beyond 32 MiB fresh from the kernel each time, whose
+// pages cost a fifth of the product's time: a piece reuses memory, and the whole result can ask for huge
+// pages.
 constexpr int64_t most_bytes = 30 << 20;
 
 bool is_packed(const Tensor& weight) {

@@ -83,9 +83,7 @@ def onnxruntime(model: nn.Module, example: Inputs) -> Engine:
         import onnx  # noqa: F401  torch's exporter needs it
         import onnxruntime as ort
     except ImportError as error:
-        raise EngineUnavailableError(
-            f"{error.name} is not installed: pip install onnxruntime onnx"
-        ) from error
+        raise EngineUnavailableError(f"{error.name} is not installed: pip install onnxruntime onnx") from error
     if _dtype(model) != torch.float32:
         raise EngineUnavailableError("ONNX Runtime has no bf16 matrix products on CPU")
     names = list(example)

@@ -115,9 +115,7 @@ def _tokenizer(loaded: LoadedModel) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(message) from error
-    if len(tokenizer) <= len(
-        tokenizer.all_special_tokens
-    ):  # what transformers makes of a directory without one
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a directory without one
         raise ValueError(message)
     return tokenizer
 

@@ -69,9 +69,7 @@ def run(settings: Settings, console: Console) -> Results:
 
     loaded = load_model(settings.model, settings.seed)
     samples = samples_for(loaded, settings.data, settings.photos, settings.seed)
-    results = Results(
-        loaded.name, loaded.weights, samples.description, settings.command, date=now(), machine=machine()
-    )
+    results = Results(loaded.name, loaded.weights, samples.description, settings.command, date=now(), machine=machine())
     groups = [samples.batches(batch) for batch in settings.batches]
     count = FlopCount(loaded.model, groups[0][0].inputs)
     file = ResultFile(settings.output, results)
@@ -181,9 +179,7 @@ def _finish(results: Results, file: ResultFile, console: Console) -> None:
         report.draw_figure(results, figure)
         written.append(figure)
     except ImportError:
-        console.print(
-            "No figure: matplotlib is not installed (pip install matplotlib, or vleff[bench]).", markup=False
-        )
+        console.print("No figure: matplotlib is not installed (pip install matplotlib, or vleff[bench]).", markup=False)
     for path in written:
         console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
 

@@ -55,9 +55,7 @@ def read_squad(path: str | Path) -> list[Paragraph]:
     """
     path = Path(path)
     try:
-        content = json.loads(
-            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        )
+        content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: expected JSON in SQuAD format (.json or .json.gz), got {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
