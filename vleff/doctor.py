@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 
+from vleff.models.registry import CHECKED_VERSIONS
+
 TORCH_CHECKED = ("2.13",)
-TRANSFORMERS_CHECKED = ("5.17",)
 OPTIONAL_PARTS = {
     "matplotlib": ("the figure of `vleff bench`", "pip install 'vleff[bench]'"),
     "pillow": ("photos, as `vleff bench --model vit-base` reads them", "pip install 'vleff[bench]'"),
@@ -39,7 +40,7 @@ class Check:
 
 def collect() -> list[Check]:
     """Looks at everything; takes less than a second or two."""
-    checks = [_python(), _version("torch", TORCH_CHECKED), _version("transformers", TRANSFORMERS_CHECKED)]
+    checks = [_python(), _version("torch", TORCH_CHECKED), _version("transformers", CHECKED_VERSIONS)]
     library = _library()
     checks.append(library)
     if library.status == "ok":

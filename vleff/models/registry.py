@@ -24,6 +24,10 @@ _FAMILY_FILES = {
 }
 
 
+# The versions of transformers that the adapters were checked with.
+CHECKED_VERSIONS = ("5.17", "5.23")
+
+
 @dataclass(frozen=True)
 class Adapter:
     """How one family of transformers models runs packed.
@@ -39,7 +43,7 @@ class Adapter:
     family: str
     model_class: type[PreTrainedModel]
     packed_classes: dict[type[nn.Module], type[nn.Module]]
-    checked_versions: tuple[str, ...] = ("5.17",)
+    checked_versions: tuple[str, ...] = CHECKED_VERSIONS
 
 
 _ADAPTERS: dict[type, Adapter] = {}
@@ -106,5 +110,5 @@ def _load(file: str) -> None:
     except ImportError as error:
         raise ImportError(
             f"{file} does not fit the installed transformers {transformers.__version__} (vleff was checked "
-            f"with 5.17): {error}"
+            f"with {', '.join(CHECKED_VERSIONS)}): {error}"
         ) from error

@@ -192,7 +192,7 @@ struct Backward {
     const int64_t tasks = problem.batch * problem.heads;
     if (tasks == 0) return;
     const int64_t bytes = scratch_bytes(problem, max_q, max_k);
-    for_each_task(parallel, tasks, [&](int64_t worker, int64_t number) {
+    for_each_task(parallel, tasks, [&](int64_t worker, int64_t number, int64_t) {
       Arena arena(static_cast<char*>(scratch) + worker * bytes);
       const BackwardScratch<Product> buffers(arena, problem, max_k);
       const HeadTask<T> task(problem, number / problem.heads, number % problem.heads);

@@ -68,6 +68,17 @@ class DropoutRow {
   uint32_t threshold_, first_, second_;
 };
 
+// Asks for a row that is read soon. A head's rows are short pieces of wide rows, which the processor does not
+// foresee.
+template <class T>
+void prefetch_row(const RaggedRows<T>& rows, int64_t row, int64_t count) {
+  constexpr int64_t cache_line = 64;
+  if (row >= count) return;
+  const char* begin = reinterpret_cast<const char*>(rows[row]);
+  for (int64_t byte = 0; byte < rows.width * static_cast<int64_t>(sizeof(T)); byte += cache_line)
+    __builtin_prefetch(begin + byte, 0, 2);
+}
+
 // One sample's rows of one head.
 template <class T>
 struct HeadTask {
@@ -87,6 +98,12 @@ struct HeadTask {
     v = rows(problem.v, problem.k_index, first_key, problem.head_dim);
     key_bias = problem.key_bias ? problem.key_bias + first_key : nullptr;
     dropped = problem.head_mask && !problem.head_mask[sample * problem.heads + head];
+  }
+
+  void prefetch(int64_t row) const {
+    prefetch_row(k, row, keys);
+    prefetch_row(v, row, keys);
+    prefetch_row(q, row, queries);
   }
 
   // Keys that query number `query` sees.
@@ -136,22 +153,25 @@ void fill_rows(T* data, int64_t rows, int64_t row_stride, int64_t width, float v
       store_first(data + row * row_stride + column, broadcast(value), width - column);
 }
 
-// Runs body(worker, task) for every task; workers take the next task as they become free. Results must not
-// depend on which worker a task falls to.
+// Runs body(worker, task, next) for every task; workers take a few tasks at a time as they become free.
+// `next` is the task that the worker does after this one, -1 where that is open. Results must not depend on
+// which worker a task falls to.
 template <class Body>
 void for_each_task(const Parallel& parallel, int64_t tasks, const Body& body) {
   struct Context {
     const Body& body;
-    int64_t tasks, next;
-  } context{body, tasks, 0};
+    int64_t tasks, stretch, next;
+  } context{body, tasks, max(1, tasks / (32 * parallel.threads)), 0};
   parallel.run(
       parallel, min(parallel.threads, tasks),
       [](void* opaque, int64_t worker) {
         Context& shared = *static_cast<Context*>(opaque);
         while (true) {
-          const int64_t task = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
-          if (task >= shared.tasks) return;
-          shared.body(worker, task);
+          const int64_t begin = __atomic_fetch_add(&shared.next, shared.stretch, __ATOMIC_RELAXED);
+          if (begin >= shared.tasks) return;
+          const int64_t end = min(begin + shared.stretch, shared.tasks);
+          for (int64_t task = begin; task < end; ++task)
+            shared.body(worker, task, task + 1 < end ? task + 1 : -1);
         }
       },
       &context);

@@ -82,7 +82,7 @@ RowStatistics softmax_row(float* row, int64_t visible, int64_t columns, float sc
 // Attends the queries [begin, end) of one (sample, head).
 template <class T, class Product>
 void attend(const AttentionProblem& problem, const AttentionOutput& output, const HeadTask<T>& task,
-            int64_t begin, int64_t end, const ForwardScratch<Product>& scratch) {
+            int64_t begin, int64_t end, const ForwardScratch<Product>& scratch, const HeadTask<T>* next) {
   const int64_t head_dim = problem.head_dim, width = words<Product>(head_dim);
   const int64_t out_stride = problem.heads * head_dim, context_stride = round_up(head_dim, lanes);
   T* out = static_cast<T*>(output.out) + task.first_query * out_stride + task.head * head_dim;
@@ -108,6 +108,7 @@ void attend(const AttentionProblem& problem, const AttentionOutput& output, cons
                         visible, width, false);
       RowStatistics rows[forward_query_block];
       for (int64_t query = 0; query < queries; ++query) {
+        if (next) next->prefetch(first + query);
         const DropoutRow pattern(problem, task.sample, task.head, first + query);
         const DropoutRow* dropout = problem.dropout_p > 0 ? &pattern : nullptr;
         float* importance = output.importance ? scratch.importance : nullptr;
@@ -159,14 +160,16 @@ struct Forward {
     const int64_t possible = (max_q + 4 * forward_query_block - 1) / (4 * forward_query_block);
     const int64_t parts = output.importance ? 1 : max(1, min(wanted, possible));
     const int64_t bytes = scratch_bytes(problem, max_q, max_k);
-    for_each_task(parallel, heads * parts, [&](int64_t worker, int64_t number) {
+    for_each_task(parallel, heads * parts, [&](int64_t worker, int64_t number, int64_t next) {
       Arena arena(static_cast<char*>(scratch) + worker * bytes);
       const ForwardScratch<Product> buffers(arena, problem, max_k);
       const HeadTask<T> task(problem, number / parts / problem.heads, number / parts % problem.heads);
+      const int64_t after = max(next, 0) / parts;
+      const HeadTask<T> following(problem, after / problem.heads, after % problem.heads);
       const int64_t length = round_up((task.queries + parts - 1) / parts, forward_query_block);
       const int64_t begin = number % parts * length, end = min(task.queries, begin + length);
       if (begin < end || (output.importance && task.keys > 0))
-        attend(problem, output, task, begin, end, buffers);
+        attend(problem, output, task, begin, end, buffers, next >= 0 ? &following : nullptr);
     });
   }
 };
