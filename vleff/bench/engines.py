@@ -89,6 +89,8 @@ def onnxruntime(model: nn.Module, example: Inputs) -> Engine:
     names = list(example)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # its threads would spin on into the next engine's turn
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "model.onnx")
         with torch.no_grad(), warnings.catch_warnings():
