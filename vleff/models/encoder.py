@@ -117,11 +117,22 @@ class PackedEncoder(nn.Module):
             if attention_mask is not None:  # the first hidden state is the embeddings' output
                 hidden_states = hidden_states.masked_fill(~attention_mask[:, :, None], 0)
             return super().forward(hidden_states, attention_mask, **kwargs)
+        self._pack_weights()
         batch = RaggedBatch.pack(hidden_states, attention_mask)
         values = batch.values
         for layer in self.layer:
             values = layer(values, batch)
         return self.output_class(last_hidden_state=batch.replace(values).unpack())
+
+    def _pack_weights(self) -> None:
+        """Packs all weights at once: if each moved between the activations, it would leave a hole in memory."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(self.layer) == 0:
+            return
+        first = self.layer[0].parts().query
+        if isinstance(first, FusedLinear) and not first.is_packed:
+            for module in self.modules():
+                if isinstance(module, FusedLinear):
+                    module.pack_()
 
     def _layers_are_watched(self, arguments: dict[str, Any]) -> bool:
         watched = arguments.get("output_hidden_states", self.config.output_hidden_states)

@@ -119,6 +119,16 @@ class FusedLinear(nn.Linear):
             self.unpack_()
         return super().train(mode)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weight is packed now."""
+        return self._packed.tensor is not None
+
+    def pack_(self) -> "FusedLinear":
+        """Packs the weight now, not at the next inference forward; it stays plain where it has to."""
+        self._parameters.pack()
+        return self
+
     def unpack_(self) -> "FusedLinear":
         """Makes the weight plain, until the next inference forward."""
         self._parameters.unpack()
