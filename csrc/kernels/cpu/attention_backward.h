@@ -136,14 +136,14 @@ void attend_backward(const AttentionProblem& problem, const AttentionGradient& g
   for (int64_t first = 0; first < task.queries; first += backward_query_block) {
     const int64_t queries = min(task.queries - first, backward_query_block);
     const int64_t visible = task.visible(problem, first + queries - 1), columns = round_up(visible, lanes);
-    pack_left<Product>(task.q.from(first), queries, scratch.queries);
     pack_right<Product>(task.q.from(first), queries, block_words, scratch.queries_right);
-    pack_left<Product>(grad_out.from(first), queries, scratch.grad_out);
     pack_right<Product>(grad_out.from(first), queries, block_words, scratch.grad_out_right);
-    multiply<Product>({scratch.queries, width, 1}, {scratch.keys_transposed, width},
-                      {scratch.weights, stride}, queries, visible, width, false);
-    multiply<Product>({scratch.grad_out, width, 1}, {scratch.values_transposed, width},
-                      {scratch.grad_logits, stride}, queries, visible, width, false);
+    multiply<Product>(left_operand<Product>(task.q.from(first), queries, scratch.queries),
+                      packed_panels(scratch.keys_transposed, width), {scratch.weights, stride}, queries,
+                      visible, width, false);
+    multiply<Product>(left_operand<Product>(grad_out.from(first), queries, scratch.grad_out),
+                      packed_panels(scratch.values_transposed, width), {scratch.grad_logits, stride}, queries,
+                      visible, width, false);
     for (int64_t query = 0; query < queries; ++query) {
       const int64_t position = (task.first_query + first + query) * problem.heads + task.head;
       const float delta = row_delta(out[first + query], grad_out[first + query], head_dim) -
@@ -165,12 +165,12 @@ void attend_backward(const AttentionProblem& problem, const AttentionGradient& g
       grad_logit_columns = scratch.grad_logit_pairs;
     }
     const int64_t depth = words<Product>(queries);
-    multiply<Product>({weight_columns, 1, stride}, {scratch.grad_out_right, block_words},
+    multiply<Product>({weight_columns, 1, stride}, packed_panels(scratch.grad_out_right, block_words),
                       {scratch.grad_values, row}, visible, head_dim, depth, true);
-    multiply<Product>({grad_logit_columns, 1, stride}, {scratch.queries_right, block_words},
+    multiply<Product>({grad_logit_columns, 1, stride}, packed_panels(scratch.queries_right, block_words),
                       {scratch.grad_keys, row}, visible, head_dim, depth, true);
-    multiply<Product>({grad_logits, stride, 1}, {scratch.keys, key_words}, {scratch.grad_queries, row},
-                      queries, head_dim, words<Product>(visible), false);
+    multiply<Product>({grad_logits, stride, 1}, packed_panels(scratch.keys, key_words),
+                      {scratch.grad_queries, row}, queries, head_dim, words<Product>(visible), false);
     store_gradient(scratch.grad_queries, queries, head_dim, problem.scale, grad_q + first * row_stride,
                    row_stride);
   }

@@ -92,23 +92,25 @@ void attend(const AttentionProblem& problem, const AttentionOutput& output, cons
     fill_rows(out + begin * out_stride, end - begin, out_stride, head_dim, 0.0f);
     for (int64_t query = begin; query < end; ++query) lse[query * problem.heads] = -infinity;
   } else {
-    const int64_t depth = words<Product>(task.keys), stride = logits_stride(task.keys);
+    const int64_t stride = logits_stride(task.keys);
     const float scale = problem.scale * log2_of_e, kept_scale = 1.0f / (1.0f - problem.dropout_p);
     const int64_t depth_block = value_depth_block / Product::elements_per_word;
     pack_transposed<Product>(task.k, task.keys, scratch.keys);
-    pack_right<Product>(task.v, task.keys, depth, scratch.values);
+    const Panels values = right_operand<Product>(task.v, task.keys, scratch.values);
     if (task.key_bias) scale_key_bias(task.key_bias, task.keys, scratch.key_bias);
     if (output.importance) fill_rows(scratch.importance, 1, 0, round_up(task.keys, lanes), 0.0f);
 
     for (int64_t first = begin; first < end; first += forward_query_block) {
       const int64_t queries = min(end - first, forward_query_block);
       const int64_t visible = task.visible(problem, first + queries - 1), columns = round_up(visible, lanes);
-      pack_left<Product>(task.q.from(first), queries, scratch.queries);
-      multiply<Product>({scratch.queries, width, 1}, {scratch.keys, width}, {scratch.logits, stride}, queries,
-                        visible, width, false);
+      multiply<Product>(left_operand<Product>(task.q.from(first), queries, scratch.queries),
+                        packed_panels(scratch.keys, width), {scratch.logits, stride}, queries, visible, width,
+                        false);
       RowStatistics rows[forward_query_block];
       for (int64_t query = 0; query < queries; ++query) {
         if (next) next->prefetch(first + query);
+        for (int64_t column = 0; column < head_dim; column += 64 / static_cast<int64_t>(sizeof(T)))
+          __builtin_prefetch(out + (first + query) * out_stride + column, 1, 3);
         const DropoutRow pattern(problem, task.sample, task.head, first + query);
         const DropoutRow* dropout = problem.dropout_p > 0 ? &pattern : nullptr;
         float* importance = output.importance ? scratch.importance : nullptr;
@@ -122,9 +124,8 @@ void attend(const AttentionProblem& problem, const AttentionOutput& output, cons
       const int64_t used_depth = words<Product>(visible);
       const Word* weights = reinterpret_cast<const Word*>(scratch.logits);
       for (int64_t word = 0; word == 0 || word < used_depth; word += depth_block)
-        multiply<Product>({weights + word, stride, 1}, {scratch.values, depth},
-                          {scratch.context, context_stride}, queries, head_dim,
-                          min(used_depth - word, depth_block), word > 0, word);
+        multiply<Product>({weights + word, stride, 1}, values, {scratch.context, context_stride}, queries,
+                          head_dim, min(used_depth - word, depth_block), word > 0, word);
       for (int64_t query = 0; query < queries; ++query) {
         const auto [row_maximum, sum] = rows[query];
         const float factor = row_maximum == -infinity ? 0.0f : kept_scale / sum;

@@ -33,12 +33,17 @@ struct LeftOperand {
   int64_t row_stride, depth_stride;
 };
 
-// The right operand, packed in panels of panel_width columns: [panels][panel_depth][panel_width], 64-byte
-// aligned, columns beyond the last filled with anything finite.
+// The right operand, in panels of panel_width columns: word row `depth` of panel p begins at
+// data[p * panel_stride + depth * row_stride]; columns up to the next multiple of lanes can be read.
 struct Panels {
   const Word* data;
-  int64_t panel_depth;
+  int64_t panel_stride, row_stride;
 };
+
+// Packed panels: [panels][depth][panel_width], 64-byte aligned, columns beyond the last anything finite.
+inline Panels packed_panels(const Word* data, int64_t depth) {
+  return {data, depth * panel_width, panel_width};
+}
 inline int64_t panel_words(int64_t columns, int64_t depth) {
   return round_up(columns, panel_width) * depth;
 }
@@ -50,7 +55,7 @@ struct Result {
 };
 
 template <class Product, int rows, int vectors>
-void multiply_tile(LeftOperand a, const Word* b, Result c, int64_t depth, bool accumulate) {
+void multiply_tile(LeftOperand a, const Word* b, int64_t b_stride, Result c, int64_t depth, bool accumulate) {
   Float sums[rows][vectors];
 #pragma GCC unroll 8
   for (int row = 0; row < rows; ++row)
@@ -63,13 +68,13 @@ void multiply_tile(LeftOperand a, const Word* b, Result c, int64_t depth, bool a
     for (int vector = 0; vector < vectors; ++vector) right[vector] = load_raw<UInt>(b + vector * lanes);
 #pragma GCC unroll 8
     for (int row = 0; row < rows; ++row) {
-      UInt left = a.data[row * a.row_stride] - UInt{};
+      UInt left = load_raw<Word>(a.data + row * a.row_stride) - UInt{};
 #pragma GCC unroll 8
       for (int vector = 0; vector < vectors; ++vector)
         sums[row][vector] = Product::multiply_add(left, right[vector], sums[row][vector]);
     }
     a.data += a.depth_stride;
-    b += panel_width;
+    b += b_stride;
   }
 #pragma GCC unroll 8
   for (int row = 0; row < rows; ++row)
@@ -78,7 +83,7 @@ void multiply_tile(LeftOperand a, const Word* b, Result c, int64_t depth, bool a
       store(c.data + row * c.row_stride + vector * lanes, sums[row][vector]);
 }
 
-using TileFunction = void (*)(LeftOperand, const Word*, Result, int64_t, bool);
+using TileFunction = void (*)(LeftOperand, const Word*, int64_t, Result, int64_t, bool);
 
 template <class Product, int... index>
 constexpr TileFunction select_tile(int64_t rows, int64_t vectors, std::integer_sequence<int, index...>) {
@@ -94,11 +99,12 @@ void multiply(LeftOperand left, Panels right, Result result, int64_t rows, int64
               bool accumulate, int64_t first_depth = 0) {
   constexpr auto tiles = std::make_integer_sequence<int, tile_rows * tile_vectors>{};
   for (int64_t column = 0; column < columns; column += panel_width) {
-    const Word* panel = right.data + column * right.panel_depth + first_depth * panel_width;
+    const Word* panel =
+        right.data + column / panel_width * right.panel_stride + first_depth * right.row_stride;
     const int64_t vectors = (min(columns - column, panel_width) + lanes - 1) / lanes;
     for (int64_t row = 0; row < rows; row += tile_rows) {
       TileFunction tile = select_tile<Product>(min(rows - row, tile_rows), vectors, tiles);
-      tile({left.data + row * left.row_stride, left.row_stride, left.depth_stride}, panel,
+      tile({left.data + row * left.row_stride, left.row_stride, left.depth_stride}, panel, right.row_stride,
            {result.data + row * result.row_stride + column, result.row_stride}, depth, accumulate);
     }
   }

@@ -48,6 +48,16 @@ void pack_left(RaggedRows<T> rows, int64_t count, Word* packed) {
                   (Float)load_words<Product>(rows[row], word, rows.width), row_words - word);
 }
 
+// The rows as a left operand: where they stand if they are words in even steps there, else packed.
+template <class Product, class T>
+LeftOperand left_operand(RaggedRows<T> rows, int64_t count, Word* packed) {
+  if constexpr (sizeof(T) == sizeof(Word)) {
+    if (!rows.index) return {reinterpret_cast<const Word*>(rows.data), rows.row_stride, 1};
+  }
+  pack_left<Product>(rows, count, packed);
+  return {packed, words<Product>(rows.width), 1};
+}
+
 // Right operand whose columns are the rows and whose depth is the width: the transposed matrix.
 template <class Product, class T>
 void pack_transposed(RaggedRows<T> rows, int64_t count, Word* packed) {
@@ -82,6 +92,19 @@ void pack_right(RaggedRows<T> rows, int64_t count, int64_t panel_depth, Word* pa
         store_raw(target, low | high);
       }
     }
+}
+
+// The rows as a right operand whose depth is the rows: where they stand if they are few and words that fill
+// vectors there, else packed. Many would fall into few sets of the first-level cache.
+template <class Product, class T>
+Panels right_operand(RaggedRows<T> rows, int64_t count, Word* packed) {
+  if constexpr (sizeof(T) == sizeof(Word)) {
+    if (!rows.index && rows.width % lanes == 0 && count <= 64) {
+      return {reinterpret_cast<const Word*>(rows.data), panel_width, rows.row_stride};
+    }
+  }
+  pack_right<Product>(rows, count, words<Product>(count), packed);
+  return packed_panels(packed, words<Product>(count));
 }
 
 }  // namespace vleff::VLEFF_ISA
