@@ -1,5 +1,6 @@
 """What the compiled library is made of: stable symbols, no torch in the kernels, no instruction set that leaks."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -70,6 +71,27 @@ def test_level_shares_no_code_with_another(level_objects: Path, level: str) -> N
         weak = [line.split()[-1] for line in symbols.splitlines() if re.search(r" [WVu] ", line)]
         mangled = f"{len(level)}{level}"
         assert not [name for name in weak if mangled not in name], path
+
+
+def configure(folder: Path, cuda: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DVLEFF_CUDA={cuda}"]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("cuda", ["0", "auto"])
+def test_build_without_a_cuda_toolkit(tmp_path: Path, cuda: str) -> None:
+    result = configure(tmp_path, cuda, CUDA_HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "CUDA: not compiled" in result.stdout
+
+
+def test_demanded_cuda_toolkit_that_is_missing_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    result = configure(tmp_path, "1", CUDA_HOME=str(tmp_path))
+    assert result.returncode != 0
+    message = " ".join(result.stderr.split())
+    assert "no CUDA toolkit was found" in message
+    assert "set CUDA_HOME" in message
+    assert "VLEFF_CUDA=0" in message
 
 
 def test_version_is_the_package_s() -> None:

@@ -93,7 +93,7 @@ def make_case(model_class: type[nn.Module], seed: int = 0, **config: object) -> 
     """A small model with random weights, biases and norms included, and inputs for it."""
     torch.manual_seed(seed)
     config_class = model_class.config_class
-    model = model_class(config_class(**SIZES[config_class], **config)).eval()
+    model = model_class(config_class(**SIZES[config_class] | config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -11,6 +11,8 @@ from transformers import BertForMaskedLM, BertForQuestionAnswering, BertModel
 
 import vleff
 from vleff.models import registry
+from vleff.models.encoder import PostNormLayer
+from vleff.nn import FusedLinear
 
 
 def state(model):
@@ -32,6 +34,23 @@ def test_accelerate_keeps_class_keys_and_parameters(any_case):
     assert type(model) is kind
     assert list(model.state_dict()) == keys
     assert state(model) == before
+
+
+def test_weights_are_packed_before_the_first_layer_runs(build_case, monkeypatch):
+    case = build_case(BertModel, hidden_size=128, intermediate_size=256)
+    model = vleff.accelerate(case.model)
+    linears = [module for module in model.encoder.modules() if isinstance(module, FusedLinear)]
+    packed = []
+    forward = PostNormLayer.forward_packed
+
+    def record(self, *arguments):
+        packed.append([linear.is_packed for linear in linears])
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(PostNormLayer, "forward_packed", record)
+    case.call(model)
+    assert len(linears) == 6 * len(model.encoder.layer)
+    assert all(packed[0])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
