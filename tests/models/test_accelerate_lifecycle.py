@@ -6,12 +6,13 @@ import warnings
 
 import pytest
 import torch
+from model_cases import tensors
 from torch import nn
 from transformers import BertForMaskedLM, BertForQuestionAnswering, BertModel
 
 import vleff
 from vleff.models import registry
-from vleff.models.encoder import PostNormLayer
+from vleff.models.layer import PostNormLayer
 from vleff.nn import FusedLinear
 
 
@@ -21,6 +22,10 @@ def state(model):
 
 def modules(model):
     return {name: (id(module), type(module)) for name, module in model.named_modules()}
+
+
+def call(case, model):
+    return tensors(case.call(model))
 
 
 def close(actual, expected):
@@ -57,16 +62,16 @@ def test_weights_are_packed_before_the_first_layer_runs(build_case, monkeypatch)
 def test_restore_gives_back_modules_parameters_and_config(any_case, attention):
     model = any_case.model
     model.set_attn_implementation(attention)
-    expected = any_case.call(model)
+    expected = call(any_case, model)
     before, parameters, config = modules(model), state(model), copy.deepcopy(model.config)
-    any_case.call(vleff.accelerate(model))
+    call(any_case, vleff.accelerate(model))
     assert modules(model) != before
     assert vleff.restore(model) is model
     assert modules(model) == before
     assert state(model) == parameters
     assert model.config.to_dict() == config.to_dict()
     assert model.config._attn_implementation == attention
-    restored = any_case.call(model)
+    restored = call(any_case, model)
     for name in expected:
         assert torch.equal(restored[name], expected[name])
 
@@ -79,10 +84,10 @@ def test_restore_leaves_a_plain_model_alone(bert_case):
 
 def test_accelerating_twice_is_harmless(any_case):
     model = vleff.accelerate(any_case.model)
-    once, expected = modules(model), any_case.call(model)
+    once, expected = modules(model), call(any_case, model)
     vleff.accelerate(model)
     assert modules(model) == once
-    again = any_case.call(model)
+    again = call(any_case, model)
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     vleff.restore(model)
     assert not any("vleff" in type(module).__module__ for module in model.modules())
@@ -98,15 +103,15 @@ def test_restore_keeps_what_was_exchanged_meanwhile(build_case):
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_are_accelerated_and_independent(any_case, copier):
     model = vleff.accelerate(any_case.model)
-    expected = any_case.call(model)
+    expected = call(any_case, model)
     other = copier(model)
-    outputs = any_case.call(other)
+    outputs = call(any_case, other)
     assert all(torch.equal(outputs[name], expected[name]) for name in expected)
     assert vleff.explain(other).encoders[0].accelerated
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
-    again = any_case.call(model)
+    again = call(any_case, model)
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     vleff.restore(other)
     assert all(parameter.count_nonzero() == 0 for parameter in other.parameters())
@@ -114,13 +119,13 @@ def test_copies_are_accelerated_and_independent(any_case, copier):
 
 def test_plain_transformers_loads_the_saved_model(any_case, tmp_path):
     model = vleff.accelerate(any_case.model)
-    expected = any_case.call(model)
+    expected = call(any_case, model)
     model.save_pretrained(tmp_path)
     assert "vleff" not in (tmp_path / "config.json").read_text()
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert loaded.config._attn_implementation == "sdpa"
-    outputs = any_case.call(loaded.eval())
+    outputs = call(any_case, loaded.eval())
     for name in expected:
         close(any_case.tokens(outputs[name]), any_case.tokens(expected[name]))
 
@@ -131,15 +136,15 @@ def test_load_state_dict(any_case, assign):
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
-    expected = any_case.call(other)
+    expected = call(any_case, other)
     model = vleff.accelerate(any_case.model)
-    any_case.call(model)
+    call(any_case, model)
     model.load_state_dict(other.state_dict(), assign=assign)
-    outputs = any_case.call(model)
+    outputs = call(any_case, model)
     for name in expected:
         close(any_case.tokens(outputs[name]), any_case.tokens(expected[name]))
     parameters = state(model)
-    restored = any_case.call(vleff.restore(model))
+    restored = call(any_case, vleff.restore(model))
     assert state(model) == parameters
     for name in expected:
         close(any_case.tokens(restored[name]), any_case.tokens(expected[name]))
@@ -147,29 +152,29 @@ def test_load_state_dict(any_case, assign):
 
 def test_in_place_updates_are_noticed(any_case):
     model = vleff.accelerate(any_case.model).bfloat16()
-    any_case.call(model)
+    call(any_case, model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.25)
-    outputs = any_case.call(model)
-    expected = any_case.call(vleff.accelerate(vleff.restore(copy.deepcopy(model))))
+    outputs = call(any_case, model)
+    expected = call(any_case, vleff.accelerate(vleff.restore(copy.deepcopy(model))))
     assert all(torch.equal(outputs[name], expected[name]) for name in expected)
 
 
 def test_refresh_after_writes_through_data(any_case):
     model = vleff.accelerate(any_case.model).bfloat16()
-    any_case.call(model)
+    call(any_case, model)
     for parameter in model.parameters():
         parameter.data.mul_(1.25)
     assert vleff.refresh(model) is model
-    outputs = any_case.call(model)
-    expected = any_case.call(vleff.accelerate(vleff.restore(copy.deepcopy(model))))
+    outputs = call(any_case, model)
+    expected = call(any_case, vleff.accelerate(vleff.restore(copy.deepcopy(model))))
     assert all(torch.equal(outputs[name], expected[name]) for name in expected)
 
 
 def test_dtype_changes_before_and_after_agree(any_case):
-    before = any_case.call(vleff.accelerate(any_case.plain(torch.bfloat16)))
-    after = any_case.call(vleff.accelerate(any_case.model).to(torch.bfloat16))
+    before = call(any_case, vleff.accelerate(any_case.plain(torch.bfloat16)))
+    after = call(any_case, vleff.accelerate(any_case.model).to(torch.bfloat16))
     assert all(torch.equal(before[name], after[name]) for name in before)
     back = vleff.restore(any_case.model)
     assert {parameter.dtype for parameter in back.parameters()} == {torch.bfloat16}
@@ -201,9 +206,9 @@ def test_inference_mode_no_grad_and_frozen_parameters_agree(bert_case):
 def test_autocast(any_case):
     plain = any_case.plain()
     with torch.autocast("cpu", torch.bfloat16):
-        expected = any_case.call(plain)
-        actual = any_case.call(vleff.accelerate(any_case.model))
-    exact = any_case.call(any_case.plain(torch.float64))
+        expected = call(any_case, plain)
+        actual = call(any_case, vleff.accelerate(any_case.model))
+    exact = call(any_case, any_case.plain(torch.float64))
     for name in expected:
         theirs, ours, double = (any_case.tokens(outputs[name]) for outputs in (expected, actual, exact))
         assert ours.dtype == theirs.dtype

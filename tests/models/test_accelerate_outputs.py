@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from model_cases import tensors
 from torch import nn
 from transformers import BertModel
 
@@ -23,6 +24,7 @@ def test_float32_outputs_agree(any_case):
     exact = any_case.call(any_case.plain(torch.float64))
     actual = any_case.call(vleff.accelerate(any_case.model))
     assert type(actual) is type(expected) and actual.keys() == expected.keys()
+    expected, exact, actual = tensors(expected), tensors(exact), tensors(actual)
     for name in expected:
         plain, double, ours = (any_case.tokens(outputs[name]) for outputs in (expected, exact, actual))
         assert largest(ours - plain) <= 2e-6 * largest(plain)
@@ -34,6 +36,7 @@ def test_bfloat16_error_is_at_most_twice_that_of_plain_torch(any_case):
     exact = any_case.call(any_case.plain(torch.bfloat16).double())
     expected = any_case.call(any_case.plain(torch.bfloat16))
     actual = any_case.call(vleff.accelerate(any_case.model).bfloat16())
+    expected, exact, actual = tensors(expected), tensors(exact), tensors(actual)
     for name in expected:
         plain, double, ours = (any_case.tokens(outputs[name]) for outputs in (expected, exact, actual))
         assert ours.dtype == torch.bfloat16
@@ -125,11 +128,11 @@ def test_a_sample_does_not_depend_on_its_batch_mates(any_case, dtype):
     inputs = {name: torch.cat([x.roll(shift, 0) for shift in range(9)])[:count] for name, x in any_case.inputs.items()}
     together = copy.deepcopy(any_case)
     together.inputs = inputs
-    batched = together.call(model)
+    batched = tensors(together.call(model))
     for sample in (0, 1, 2, 3, 31, 32):
         alone = copy.deepcopy(any_case)
         alone.inputs = {name: x[sample : sample + 1] for name, x in inputs.items()}
-        single = alone.call(model)
+        single = tensors(alone.call(model))
         for name in single:
             assert torch.equal(single[name][0], batched[name][sample]), (name, sample)
 

@@ -6,8 +6,20 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertModel
 
-from vleff.models.encoder import LayerParts, PackedEncoder, PostNormLayer
+from vleff.models.encoder import PackedEncoder
+from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PostNormLayer
 from vleff.models.registry import Adapter, register
+
+
+def bert_like_feed_forward(layer: Any) -> FeedForwardParts:
+    """The feed-forward block of a layer with BERT's names."""
+    return FeedForwardParts(
+        intermediate=layer.intermediate.dense,
+        activation=layer.intermediate.intermediate_act_fn,
+        output=layer.output.dense,
+        output_dropout=layer.output.dropout.p,
+        norm=layer.output.LayerNorm,
+    )
 
 
 class BertLikeLayer(PostNormLayer):
@@ -20,20 +32,18 @@ class BertLikeLayer(PostNormLayer):
     def parts(self) -> LayerParts:
         attention, projection = self.attention.self, self.attention.output
         return LayerParts(
-            query=attention.query,
-            key=attention.key,
-            value=attention.value,
-            head_dim=attention.attention_head_size,
-            scale=attention.scaling,
-            attention_dropout=attention.dropout.p,
-            attention_output=projection.dense,
-            attention_output_dropout=projection.dropout.p,
-            attention_norm=projection.LayerNorm,
-            intermediate=self.intermediate.dense,
-            activation=self.intermediate.intermediate_act_fn,
-            output=self.output.dense,
-            output_dropout=self.output.dropout.p,
-            output_norm=self.output.LayerNorm,
+            AttentionParts(
+                query=attention.query,
+                key=attention.key,
+                value=attention.value,
+                head_dim=attention.attention_head_size,
+                scale=attention.scaling,
+                dropout=attention.dropout.p,
+                output=projection.dense,
+                output_dropout=projection.dropout.p,
+                norm=projection.LayerNorm,
+            ),
+            bert_like_feed_forward(self),
         )
 
     def uncalled(self) -> tuple[nn.Module, ...]:

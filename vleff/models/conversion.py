@@ -7,9 +7,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 
-from vleff.models.attention_interface import IMPLEMENTATIONS
-from vleff.models.encoder import LayerParts, PackedLayer, has_hooks
-from vleff.models.registry import Adapter, warn_if_unchecked
+from vleff.models.attention_interface import implementations
+from vleff.models.layer import FeedForwardParts, PackedLayer, has_hooks
+from vleff.models.registry import Adapter, adapter_for, warn_if_unchecked
 from vleff.nn.fused_linear import FusedLinear
 
 _RECORD = "_vleff_conversion"
@@ -41,9 +41,9 @@ def is_converted(base: PreTrainedModel) -> bool:
 
 def unsupported(base: PreTrainedModel, adapter: Adapter) -> str | None:
     """Why `base` cannot run packed, None if it can."""
-    attention = base.config._attn_implementation
-    if attention not in (*IMPLEMENTATIONS, *IMPLEMENTATIONS.values()):
-        return f"its attention implementation is '{attention}', expected one of {', '.join(IMPLEMENTATIONS)}"
+    attention, ours = base.config._attn_implementation, implementations(adapter.causal)
+    if attention not in (*ours, *ours.values()):
+        return f"its attention implementation is '{attention}', expected one of {', '.join(ours)}"
     if base.config.output_attentions:
         return "its config asks for attention weights (config.output_attentions), which are never built"
     for original, packed in adapter.packed_classes.items():
@@ -63,13 +63,14 @@ def convert(model: nn.Module, base: PreTrainedModel, adapter: Adapter) -> None:
     """Exchanges classes, linears and attention implementation of `base` and its head, if any, in `model`."""
     warn_if_unchecked(adapter.family, adapter.checked_versions)
     conversion = Conversion(base.config._attn_implementation)
-    base.set_attn_implementation(IMPLEMENTATIONS[conversion.attention_implementation])
+    base.set_attn_implementation(implementations(adapter.causal)[conversion.attention_implementation])
     for module in list(base.modules()):
         module.__class__ = adapter.packed_classes.get(type(module), type(module))
         if isinstance(module, PackedLayer):
-            _exchange_linears(module, conversion, module.parts())
-    # torch's own linears, in pooler and head, would change a sample's bits with the size of its batch
-    _exchange_linears(_head_around(base, model), conversion)
+            _exchange_linears(module, conversion, module.parts().feed_forward)
+    # torch's own linears, in poolers and heads, would change a sample's bits with the size of its batch
+    for owner in _models_around(base, model):
+        _exchange_linears(owner, conversion)
     base.__dict__[_RECORD] = conversion
 
 
@@ -87,20 +88,26 @@ def revert(base: PreTrainedModel, adapter: Adapter) -> None:
     base.set_attn_implementation(conversion.attention_implementation)
 
 
-def _head_around(base: PreTrainedModel, model: nn.Module) -> PreTrainedModel:
-    """The model with a head in `model` whose base model is `base`; `base` itself if there is none."""
-    with_heads = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    return next((module for module in with_heads if module.base_model is base), base)
+def _models_around(base: PreTrainedModel, model: nn.Module) -> list[PreTrainedModel]:
+    """The transformers models in `model` that contain `base`, itself included."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and any(inner is base for inner in module.modules())
+    ]
 
 
-def _exchange_linears(root: nn.Module, conversion: Conversion, parts: LayerParts | None = None) -> None:
-    """Puts a FusedLinear for each linear in `root`, and fuses the activation that a layer's `parts` name."""
-    activation = None if parts is None or not _is_fusible(parts.intermediate) else parts.activation
-    fused_name = _FUSED_ACTIVATIONS.get(type(activation))
-    for owner in list(root.modules()):
+def _exchange_linears(root: nn.Module, conversion: Conversion, feed_forward: FeedForwardParts | None = None) -> None:
+    """Puts a FusedLinear for each linear in `root`, other base models of known families left out.
+
+    Of a layer whose `feed_forward` is given, the activation is fused, too.
+    """
+    parts = feed_forward if feed_forward is not None and _is_fusible(feed_forward.intermediate) else None
+    fused_name = _FUSED_ACTIVATIONS.get(type(parts.activation)) if parts is not None else None
+    for owner in _modules_outside_of_base_models(root):
         for name, module in list(owner.named_children()):
             replacement: nn.Module
-            if fused_name is not None and module is activation:
+            if fused_name is not None and parts is not None and module is parts.activation:
                 replacement = nn.Identity()
             elif _is_fusible(module):
                 is_intermediate = parts is not None and module is parts.intermediate
@@ -109,6 +116,15 @@ def _exchange_linears(root: nn.Module, conversion: Conversion, parts: LayerParts
                 continue
             setattr(owner, name, replacement.train(module.training))
             conversion.replaced.append((owner, name, module, replacement))
+
+
+def _modules_outside_of_base_models(root: nn.Module) -> list[nn.Module]:
+    """`root` and the modules in it, except base models of known families and what they contain."""
+    found = [root]
+    for child in root.children():
+        if not (isinstance(child, PreTrainedModel) and adapter_for(child) is not None):
+            found += _modules_outside_of_base_models(child)
+    return found
 
 
 def _is_fusible(module: Any) -> TypeGuard[nn.Linear]:

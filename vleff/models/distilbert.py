@@ -7,7 +7,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
 from transformers.models.distilbert.modeling_distilbert import DistilBertModel, Transformer, TransformerBlock
 
-from vleff.models.encoder import LayerParts, PackedEncoder, PostNormLayer
+from vleff.models.encoder import PackedEncoder
+from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PostNormLayer
 from vleff.models.registry import Adapter, register
 
 
@@ -15,20 +16,23 @@ class PackedTransformerBlock(PostNormLayer, TransformerBlock):
     def parts(self) -> LayerParts:
         attention, feed_forward = self.attention, self.ffn
         return LayerParts(
-            query=attention.q_lin,
-            key=attention.k_lin,
-            value=attention.v_lin,
-            head_dim=attention.attention_head_size,
-            scale=attention.scaling,
-            attention_dropout=attention.dropout.p,
-            attention_output=attention.out_lin,
-            attention_output_dropout=0.0,
-            attention_norm=self.sa_layer_norm,
-            intermediate=feed_forward.lin1,
-            activation=feed_forward.activation,
-            output=feed_forward.lin2,
-            output_dropout=feed_forward.dropout.p,
-            output_norm=self.output_layer_norm,
+            AttentionParts(
+                query=attention.q_lin,
+                key=attention.k_lin,
+                value=attention.v_lin,
+                head_dim=attention.attention_head_size,
+                scale=attention.scaling,
+                dropout=attention.dropout.p,
+                output=attention.out_lin,
+                norm=self.sa_layer_norm,
+            ),
+            FeedForwardParts(
+                intermediate=feed_forward.lin1,
+                activation=feed_forward.activation,
+                output=feed_forward.lin2,
+                output_dropout=feed_forward.dropout.p,
+                norm=self.output_layer_norm,
+            ),
         )
 
     def uncalled(self) -> tuple[nn.Module, ...]:
@@ -41,6 +45,7 @@ class PackedTransformerBlock(PostNormLayer, TransformerBlock):
 
 class PackedTransformer(PackedEncoder, Transformer):
     output_class = BaseModelOutput
+    layer: Any
 
     @property
     def config(self) -> DistilBertConfig:

@@ -8,21 +8,18 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
 
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-# the transformers module that defines a base model -> the file here that holds its adapter
-_FAMILY_FILES = {
-    "transformers.models.bert.modeling_bert": "vleff.models.bert",
-    "transformers.models.roberta.modeling_roberta": "vleff.models.roberta",
-    "transformers.models.xlm_roberta.modeling_xlm_roberta": "vleff.models.roberta",
-    "transformers.models.camembert.modeling_camembert": "vleff.models.roberta",
-    "transformers.models.distilbert.modeling_distilbert": "vleff.models.distilbert",
-    "transformers.models.vit.modeling_vit": "vleff.models.vit",
-}
-
+# a transformers model's folder -> the file here that holds its adapter, where the names differ
+_ALIASES = {"xlm_roberta": "roberta", "camembert": "roberta"}
+# files here that define models of their own, with their adapters
+_OWN_FAMILIES = ("meter", "blip_nlvr2")
 
 # The versions of transformers that the adapters were checked with.
 CHECKED_VERSIONS = ("5.17", "5.23")
@@ -37,12 +34,14 @@ class Adapter:
         model_class: the base model, which makes the attention mask and owns the encoder layers.
         packed_classes: each encoder and layer class of the family, with the subclass of it that runs packed.
             A module runs packed when its class is exchanged for that subclass.
+        causal: whether its tokens see only tokens up to their own.
         checked_versions: the versions of transformers, as "major.minor", that the adapter was checked with.
     """
 
     family: str
     model_class: type[PreTrainedModel]
     packed_classes: dict[type[nn.Module], type[nn.Module]]
+    causal: bool = False
     checked_versions: tuple[str, ...] = CHECKED_VERSIONS
 
 
@@ -56,8 +55,9 @@ def register(adapter: Adapter) -> None:
 
 def families() -> list[str]:
     """The names of all families, sorted."""
-    for file in _FAMILY_FILES.values():
-        _load(file)
+    for module in iter_modules([str(Path(__file__).parent)]):
+        if module.name in _OWN_FAMILIES or find_spec(f"transformers.models.{module.name}"):
+            _load(f"vleff.models.{module.name}")
     return sorted({adapter.family for adapter in _ADAPTERS.values()})
 
 
@@ -68,8 +68,9 @@ def adapter_for(module: nn.Module) -> Adapter | None:
         ImportError: transformers defines the family differently from what the adapter was written for.
     """
     for ancestor in type(module).__mro__:
-        if ancestor.__module__ in _FAMILY_FILES:
-            _load(_FAMILY_FILES[ancestor.__module__])
+        file = _file_of(ancestor.__module__)
+        if file is not None:
+            _load(file)
         if ancestor in _ADAPTERS:
             return _ADAPTERS[ancestor]
     return None
@@ -89,6 +90,16 @@ def base_models(model: nn.Module) -> list[tuple[str, PreTrainedModel, Adapter]]:
         if adapter is not None:
             found.append((path, module, adapter))
     return found
+
+
+@cache
+def _file_of(module: str) -> str | None:
+    """The file here with the adapter of the models that a transformers module defines, None if there is none."""
+    if not module.startswith("transformers.models."):
+        return None
+    family = module.split(".")[2]
+    file = f"vleff.models.{_ALIASES.get(family, family)}"
+    return file if find_spec(file) else None
 
 
 @cache

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vleff.models.conversion import is_converted, unsupported
-from vleff.models.encoder import PackedLayer
+from vleff.models.layer import PackedLayer
 from vleff.models.registry import Adapter, base_models
 from vleff.nn.fused_linear import FusedLinear
 

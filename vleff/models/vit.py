@@ -6,7 +6,7 @@ Each layer packs for itself: images of one batch have the same number of tokens,
 from torch import nn
 from transformers.models.vit.modeling_vit import ViTLayer, ViTModel
 
-from vleff.models.encoder import LayerParts, PreNormLayer
+from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PreNormLayer
 from vleff.models.registry import Adapter, register
 
 
@@ -14,20 +14,24 @@ class PackedViTLayer(PreNormLayer, ViTLayer):
     def parts(self) -> LayerParts:
         attention, feed_forward = self.attention, self.mlp
         return LayerParts(
-            query=attention.q_proj,
-            key=attention.k_proj,
-            value=attention.v_proj,
-            head_dim=attention.head_dim,
-            scale=attention.scaling,
-            attention_dropout=attention.attention_dropout,
-            attention_output=attention.o_proj,
-            attention_output_dropout=self.dropout.p,
-            attention_norm=self.layernorm_before,
-            intermediate=feed_forward.fc1,
-            activation=feed_forward.activation_fn,
-            output=feed_forward.fc2,
-            output_dropout=self.dropout.p,
-            output_norm=self.layernorm_after,
+            AttentionParts(
+                query=attention.q_proj,
+                key=attention.k_proj,
+                value=attention.v_proj,
+                head_dim=attention.head_dim,
+                scale=attention.scaling,
+                dropout=attention.attention_dropout,
+                output=attention.o_proj,
+                output_dropout=self.dropout.p,
+                norm=self.layernorm_before,
+            ),
+            FeedForwardParts(
+                intermediate=feed_forward.fc1,
+                activation=feed_forward.activation_fn,
+                output=feed_forward.fc2,
+                output_dropout=self.dropout.p,
+                norm=self.layernorm_after,
+            ),
         )
 
     def uncalled(self) -> tuple[nn.Module, ...]:

@@ -1,0 +1,271 @@
+"""The packed Transformer layer that the model families share.
+
+An accelerated layer is the transformers module itself, its class exchanged for a subclass defined in the
+family's file: parameters, names, hooks and the original computation (`super().forward`) stay where they were.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import dropout
+
+from vleff.nn.fused_linear import FusedLinear
+from vleff.nn.ragged import RaggedBatch
+from vleff.ops.residual_layer_norm import residual_layer_norm
+from vleff.ops.token_gather_attention import token_gather_attention
+
+_PACKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_UNCOVERED_FLAGS = ("output_attentions", "is_causal", "use_cache")
+_UNCOVERED_TENSORS = ("encoder_hidden_states", "past_key_values")
+
+
+class AttentionParts(NamedTuple):
+    """The pieces of one attention block of width d, under names of our own. Dropouts are probabilities.
+
+    Either `query`, `key` and `value` are given or, where one module makes all three, `qkv`.
+    """
+
+    head_dim: int
+    scale: float
+    output: nn.Module  # [.., heads * head_dim] -> [.., d]
+    norm: nn.Module
+    query: nn.Module | None = None  # [.., d] -> [.., heads * head_dim], as key and value
+    key: nn.Module | None = None
+    value: nn.Module | None = None
+    qkv: Any = None  # a module or a function, [.., d] -> [.., 3 * heads * head_dim]
+    dropout: float = 0.0  # of the attention itself
+    output_dropout: float = 0.0
+
+
+class FeedForwardParts(NamedTuple):
+    """The pieces of one feed-forward block of width d. Dropouts are probabilities."""
+
+    intermediate: nn.Module  # [.., d] -> [.., intermediate size]
+    activation: Any  # a module or a function; an identity where it is fused into `intermediate`
+    output: nn.Module  # [.., intermediate size] -> [.., d]
+    norm: nn.Module
+    gate: nn.Module | None = None  # [.., d] -> [.., intermediate size], multiplies the activation
+    activation_dropout: float = 0.0
+    output_dropout: float = 0.0
+
+
+class LayerParts(NamedTuple):
+    """The blocks of one layer."""
+
+    attention: AttentionParts
+    feed_forward: FeedForwardParts
+    cross_attention: AttentionParts | None = None
+
+
+@dataclass(frozen=True)
+class PackedContext:
+    """What a packed layer has to know besides its tokens' values.
+
+    Attributes:
+        batch: the samples; of its values only their number counts.
+        causal: whether a token sees only tokens up to its own.
+        position_bias: [heads, length, length], added to the logits of a query and a key by their places in
+            their sample; length is at least `batch.max_length`.
+        memory: the samples' tokens for cross attention, None if the layer has none in this call.
+    """
+
+    batch: RaggedBatch
+    causal: bool = False
+    position_bias: torch.Tensor | None = None
+    memory: RaggedBatch | None = None
+
+
+class PackedLayer(nn.Module):
+    """A layer that runs packed; a call that cannot runs as transformers wrote it."""
+
+    # whether transformers' layer returns a tuple whose first element are the hidden states
+    returns_tuple: ClassVar[bool] = False
+    # whether the family computes attention by itself, with a mask to add, past transformers' registry
+    own_attention: ClassVar[bool] = False
+
+    @staticmethod
+    def unsupported(layer: Any) -> str | None:
+        """Why `layer`, of the transformers class, cannot run packed whatever its input; None if it can."""
+        if getattr(layer, "chunk_size_feed_forward", 0):
+            return f"chunk_size_feed_forward={layer.chunk_size_feed_forward} asks for a chunked feed-forward"
+        return None
+
+    def parts(self) -> LayerParts:
+        raise NotImplementedError
+
+    def uncalled(self) -> tuple[nn.Module, ...]:
+        """The modules in the layer whose work the packed computation does without calling them."""
+        raise NotImplementedError
+
+    def forward_packed(self, values: torch.Tensor, context: PackedContext) -> torch.Tensor:
+        """values [total_tokens, d] -> [total_tokens, d]"""
+        raise NotImplementedError
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """hidden_states [total_tokens, d] with a PackedContext for the mask, or as transformers passes them."""
+        if isinstance(attention_mask, PackedContext):
+            return self.forward_packed(hidden_states, attention_mask)
+        if not runs_packed(hidden_states, attention_mask, args, kwargs) or self.has_inner_hooks():
+            if self.own_attention:
+                attention_mask = additive_mask(attention_mask, hidden_states.dtype)
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        batch = RaggedBatch.pack(hidden_states, attention_mask)
+        output = batch.replace(self.forward_packed(batch.values, PackedContext(batch))).unpack()
+        return (output,) if self.returns_tuple else output
+
+    def has_inner_hooks(self) -> bool:
+        """Whether a module that is not called has hooks, which would not run."""
+        return any(map(has_hooks, self.uncalled()))
+
+
+class PostNormLayer(PackedLayer):
+    """x = norm(x + attention(x)); x = norm(x + feed_forward(x)), as in BERT.
+
+    With a memory, x = norm(x + cross_attention(x, memory)) comes between the two.
+    """
+
+    def forward_packed(self, values: torch.Tensor, context: PackedContext) -> torch.Tensor:
+        parts, training = self.parts(), self.training
+        values = self._attended(parts.attention, values, values, context.batch, context)
+        if context.memory is not None and parts.cross_attention is not None:
+            to_memory = PackedContext(context.batch)
+            memory = context.memory
+            values = self._attended(parts.cross_attention, values, memory.values, memory, to_memory)
+        feed_forward = parts.feed_forward
+        output = expand(feed_forward, values, training)
+        return normalize(feed_forward.norm, dropout(output, feed_forward.output_dropout, training), values)
+
+    def _attended(
+        self,
+        parts: AttentionParts,
+        values: torch.Tensor,
+        memory_values: torch.Tensor,
+        memory: RaggedBatch,
+        context: PackedContext,
+    ) -> torch.Tensor:
+        attended = parts.output(attend(parts, values, memory_values, memory, context, self.training))
+        return normalize(parts.norm, dropout(attended, parts.output_dropout, self.training), values)
+
+
+class PreNormLayer(PackedLayer):
+    """x = x + attention(norm(x)); x = x + feed_forward(norm(x)), as in ViT."""
+
+    def forward_packed(self, values: torch.Tensor, context: PackedContext) -> torch.Tensor:
+        parts, training = self.parts(), self.training
+        attention, feed_forward = parts.attention, parts.feed_forward
+        normalized = normalize(attention.norm, values)
+        attended = attend(attention, normalized, normalized, context.batch, context, training)
+        values = project_and_add(attention.output, attended, attention.output_dropout, training, values)
+        hidden = expand(feed_forward, normalize(feed_forward.norm, values), training, project=False)
+        return project_and_add(feed_forward.output, hidden, feed_forward.output_dropout, training, values)
+
+
+def runs_packed(
+    hidden_states: torch.Tensor, attention_mask: Any, positional: tuple[Any, ...], arguments: dict[str, Any]
+) -> bool:
+    """Whether an encoder or layer call with these arguments is one that the packed computation covers."""
+    return (
+        all(argument is None for argument in positional)
+        and is_padding_mask(attention_mask)
+        and not any(arguments.get(name) for name in _UNCOVERED_FLAGS)
+        and all(arguments.get(name) is None for name in _UNCOVERED_TENSORS)
+        and hidden_states.device.type == "cpu"
+        and hidden_states.dtype in _PACKED_DTYPES
+    )
+
+
+def is_padding_mask(mask: Any) -> bool:
+    """Whether a mask is None or bool [batch, length]."""
+    return mask is None or (mask.dim() == 2 and mask.dtype == torch.bool)
+
+
+def additive_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A padding mask as families with attention of their own add it: [batch, 1, 1, length]; others unchanged."""
+    if mask is None or mask.dim() != 2:
+        return mask
+    visible = mask[:, None, None, :].bool()
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether `module` has hooks besides those by which transformers itself captures hidden states."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    ours = "transformers.utils.output_capturing"
+    return any(getattr(hook, "__module__", None) != ours for group in hooks if group for hook in group.values())
+
+
+def attend(
+    parts: AttentionParts,
+    values: torch.Tensor,
+    memory_values: torch.Tensor,
+    memory: RaggedBatch,
+    context: PackedContext,
+    training: bool,
+) -> torch.Tensor:
+    """Attention within each sample, before its output projection.
+
+    Args:
+        values: [total_tokens, d], which ask.
+        memory_values: [total_memory, d of the memory], which are asked; `values` itself for self attention.
+        memory: the samples of the memory.
+
+    Returns:
+        [total_tokens, heads * head_dim]
+    """
+    by_head = (-1, parts.head_dim)
+    if parts.qkv is not None:
+        query, key, value = parts.qkv(values).unflatten(-1, (3, *by_head)).unbind(-3)
+    else:
+        assert parts.query is not None and parts.key is not None and parts.value is not None
+        query = parts.query(values).unflatten(-1, by_head)
+        key = parts.key(memory_values).unflatten(-1, by_head)
+        value = parts.value(memory_values).unflatten(-1, by_head)
+    batch = context.batch
+    bias: dict[str, Any] = {} if context.position_bias is None else {"position_bias": context.position_bias}
+    attended, _, _ = token_gather_attention(
+        query,
+        key,
+        value,
+        batch.offsets,
+        memory.offsets,
+        batch.max_length,
+        memory.max_length,
+        scale=parts.scale,
+        causal=context.causal,
+        dropout_p=parts.dropout if training else 0.0,
+        **bias,
+    )
+    return attended.flatten(1)
+
+
+def expand(parts: FeedForwardParts, values: torch.Tensor, training: bool, project: bool = True) -> torch.Tensor:
+    """The feed-forward block without norm and residual, up to its output projection or with it."""
+    hidden = parts.activation(parts.intermediate(values))
+    if parts.gate is not None:
+        hidden = hidden * parts.gate(values)
+    hidden = dropout(hidden, parts.activation_dropout, training)
+    return parts.output(hidden) if project else hidden
+
+
+def project_and_add(
+    linear: nn.Module, values: torch.Tensor, dropout_p: float, training: bool, residual: torch.Tensor
+) -> torch.Tensor:
+    """residual + dropout(linear(values)), in one pass where nothing is dropped."""
+    if isinstance(linear, FusedLinear) and not (training and dropout_p):
+        return linear(values, residual)
+    return residual + dropout(linear(values), dropout_p, training)
+
+
+def normalize(norm: nn.Module, values: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    """norm(values + residual), in one pass unless the norm is a special one or autocast mixes dtypes."""
+    mixed = residual is not None and residual.dtype != values.dtype
+    if type(norm) is not nn.LayerNorm or norm.bias is None or norm.weight.dtype != values.dtype or mixed:
+        return norm(values if residual is None else values + residual)
+    return residual_layer_norm(values, residual, norm.weight, norm.bias, norm.eps)[0]
