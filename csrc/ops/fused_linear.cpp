@@ -7,8 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/cpu/isa.h"
+#include "../kernels/cpu/quick_gelu.h"
 #include "checks.h"
+#include "parallel.h"
 #include "torch_ops.h"
+
+VLEFF_DISPATCH(QuickGeluKernels, quick_gelu_kernels)
 
 // Linear layers through oneDNN as torch ships it. The ops `mkldnn::*` are private to torch: where they are
 // missing, or do not take the dtype, torch's public ops do the same work in separate passes.
@@ -48,6 +53,19 @@ OneDnnActivation onednn_activation(const std::string& activation) {
   return {"none", ""};
 }
 
+// In place; on the CPU, contiguous, not float64.
+void quick_gelu_(Tensor& tensor) {
+  void* data = tensor.mutable_data_ptr();
+  active_quick_gelu_kernels().run({data_type(tensor), tensor.numel(), data, data}, torch_parallel());
+}
+
+Tensor quick_gelu(const Tensor& tensor) {
+  const Tensor factor = torch::stable::full({}, 1.702, ScalarType::Double);
+  const Tensor gate =
+      call_op<Tensor>("aten::sigmoid", "", call_op<Tensor>("aten::mul", "Tensor", tensor, factor));
+  return call_op<Tensor>("aten::mul", "Tensor", tensor, gate);
+}
+
 Tensor onednn_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                      const OptionalTensor& residual, const std::string& activation) {
   if (residual && activation == "none") {
@@ -55,10 +73,11 @@ Tensor onednn_linear(const Tensor& input, const Tensor& weight, const OptionalTe
                            std::string("add"));
   }
   const OneDnnActivation fused = onednn_activation(activation);
-  const Tensor out =
+  Tensor out =
       call_op<Tensor>("mkldnn::_linear_pointwise", "", input, weight, bias, std::string(fused.attribute),
                       std::vector<std::optional<double>>(), std::optional<std::string>(fused.algorithm));
   if (activation == "relu") call_op<Tensor>("aten::relu_", "", out);  // oneDNN's makes 0 of NaN
+  if (activation == "quick_gelu") quick_gelu_(out);
   return residual ? add(out, *residual) : out;
 }
 
@@ -69,6 +88,7 @@ Tensor plain_linear(const Tensor& input, const Tensor& weight, const OptionalTen
   if (activation == "gelu_tanh") out = call_op<Tensor>("aten::gelu", "", out, std::string("tanh"));
   if (activation == "relu") out = call_op<Tensor>("aten::relu", "", out);
   if (activation == "silu") out = call_op<Tensor>("aten::silu", "", out);
+  if (activation == "quick_gelu") out = quick_gelu(out);
   return residual ? add(out, *residual) : out;
 }
 
@@ -129,8 +149,8 @@ void check(const Tensor& input, const Tensor& weight, const OptionalTensor& bias
     }
   }
   if (activation != "none" && activation != "gelu" && activation != "gelu_tanh" && activation != "relu" &&
-      activation != "silu") {
-    reject(op, "activation", "none, gelu, gelu_tanh, relu or silu", "'" + activation + "'");
+      activation != "silu" && activation != "quick_gelu") {
+    reject(op, "activation", "none, gelu, gelu_tanh, relu, silu or quick_gelu", "'" + activation + "'");
   }
 }
 

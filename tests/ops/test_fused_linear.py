@@ -55,7 +55,7 @@ def assert_within_twice_plain(inputs: dict[str, Any], actual: torch.Tensor) -> N
 @pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_error_is_at_most_twice_plain_torch(activation: str, residual: bool, dtype: torch.dtype) -> None:
-    for shape, out_features in [((40, 96), 80), ((3, 7, 17), 33), ((1, 384), 1), ((129, 1), 5)]:
+    for shape, out_features in [((40, 96), 80), ((3, 7, 17), 33), ((64, 384), 1), ((129, 1), 5)]:
         inputs = make_inputs(shape, out_features, dtype, residual) | {"activation": activation}
         out = fused_linear(**inputs)
         assert out.dtype == dtype and out.shape == (*shape[:-1], out_features) and out.is_contiguous()
@@ -90,6 +90,34 @@ def test_without_bias_and_without_input_features() -> None:
     torch.testing.assert_close(fused_linear(input, weight), input @ weight.T)
     bias = torch.randn(8)
     torch.testing.assert_close(fused_linear(input[:, :0], weight[:, :0], bias), bias.expand(20, 8))
+
+
+@pytest.mark.parametrize("dtype", PACKABLE, ids=str)
+def test_quick_gelu_at_every_level(cpu_isa: str, dtype: torch.dtype) -> None:
+    """Its kernel is our own; a linear layer that changes nothing shows it alone."""
+    one = torch.ones(1, 1, dtype=dtype)
+    numbers = torch.cat([torch.linspace(-150, 150, 20011), torch.linspace(-6, 6, 20011)]).to(dtype)
+    actual = fused_linear(numbers[:, None], one, activation="quick_gelu")[:, 0]
+    exact = numbers.double() * torch.sigmoid(1.702 * numbers.double())
+    # relative to the input: the exponential loses bits where the result is next to nothing
+    assert ((actual.double() - exact).abs() <= 2 * torch.finfo(dtype).eps * numbers.double().abs()).all()
+    special = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3e38, -3e38, 1e-40, -1e-40] * 3).to(dtype)
+    actual = fused_linear(special[:, None], one, activation="quick_gelu")[:, 0]
+    expected = fused_linear_reference(special[:, None], one, activation="quick_gelu")[:, 0]
+    torch.testing.assert_close(actual, expected, equal_nan=True, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", PACKABLE, ids=str)
+def test_quick_gelu_has_the_same_bits_in_every_batch_and_with_any_threads(
+    cpu_isa: str, dtype: torch.dtype, with_threads: Callable
+) -> None:
+    inputs = make_inputs((1200, 17), 33, dtype)
+    input, weight, bias = inputs.values()
+    whole = with_threads(1, fused_linear, input, weight, bias, None, "quick_gelu")
+    for rows in (1, 2, 3, 15, 16, 17, 100, 777, 1200):
+        for threads in (1, 2, 3, 8):
+            part = with_threads(threads, fused_linear, input[-rows:], weight, bias, None, "quick_gelu")
+            assert torch.equal(part, whole[-rows:])
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -173,7 +201,7 @@ library.impl("_reorder_linear_weight", gone, "CPU", allow_override=True)
 from vleff.ops import fused_linear, fused_linear_reference, packs_linear_weight
 assert not packs_linear_weight(torch.float32) and not packs_linear_weight(torch.bfloat16)
 input, weight, bias, residual = torch.randn(40, 24), torch.randn(8, 24), torch.randn(8), torch.randn(40, 8)
-for activation in ("none", "gelu", "gelu_tanh", "relu", "silu"):
+for activation in ("none", "gelu", "gelu_tanh", "relu", "silu", "quick_gelu"):
     actual = fused_linear(input, weight, bias, residual, activation)
     expected = fused_linear_reference(input, weight, bias, residual, activation)
     torch.testing.assert_close(actual, expected)
@@ -272,7 +300,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("residual", torch.zeros(4, 6), "expected the shape of 'input' with 5 as its last size"),
     ("residual", torch.zeros(5), "expected the shape of 'input' with 5 as its last size"),
     ("residual", torch.zeros(4, 5, dtype=torch.float64), "expected float32, the dtype of 'input'"),
-    ("activation", "tanh", "expected none, gelu, gelu_tanh, relu or silu, got 'tanh'"),
+    ("activation", "tanh", "expected none, gelu, gelu_tanh, relu, silu or quick_gelu, got 'tanh'"),
 ]
 
 

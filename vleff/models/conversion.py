@@ -5,7 +5,7 @@ from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation, QuickGELUActivation
 
 from vleff.models.attention_interface import implementations
 from vleff.models.layer import FeedForwardParts, PackedLayer, has_hooks
@@ -17,6 +17,7 @@ _FUSED_ACTIVATIONS: dict[type, str] = {
     GELUActivation: "gelu",
     GELUTanh: "gelu_tanh",
     NewGELUActivation: "gelu_tanh",
+    QuickGELUActivation: "quick_gelu",
     nn.ReLU: "relu",
 }
 

@@ -26,7 +26,7 @@ class FusedLinear(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as of nn.Linear.
-        activation: "none", "gelu" (by the error function), "gelu_tanh", "relu" or "silu".
+        activation: "none", "gelu" (by the error function), "gelu_tanh", "relu", "silu" or "quick_gelu".
 
     Raises:
         ValueError: `activation` is something else.

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 import vleff._library  # noqa: F401  registers torch.ops.vleff
 
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu")
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
 _FEWEST_ROWS = 16
 
 
@@ -24,8 +24,9 @@ def fused_linear(
     """activation(input @ weight.T + bias) + residual
 
     On the CPU in float32, and in bfloat16 where the processor has AVX-512, the product is oneDNN's; bias and
-    activation, or bias and residual, are added before the result is rounded and stored. Elsewhere, and where
-    this torch lacks the private ops that it takes, torch's public ops do the same in separate passes.
+    activation, or bias and residual, are added before the result is rounded and stored. "quick_gelu", which
+    oneDNN lacks, is a pass of its own over the stored result. Elsewhere, and where this torch lacks the private
+    ops that it takes, torch's public ops do the same in separate passes.
 
     A row's bits depend neither on the number of rows nor on whether the weight is packed: fewer than 16 rows
     are padded to 16, because library kernels take other paths below that. Nor do they depend on the number of
@@ -38,7 +39,8 @@ def fused_linear(
         weight: [out_features, in_features], the dtype of `input`; plain, or packed by `pack_linear_weight`.
         bias: [out_features], the dtype of `input`, or None.
         residual: [..., out_features], the leading sizes and the dtype of `input`, or None.
-        activation: "none", "gelu" (by the error function), "gelu_tanh", "relu" or "silu".
+        activation: "none", "gelu" (by the error function), "gelu_tanh", "relu", "silu" or "quick_gelu",
+            which is x * sigmoid(1.702 * x).
 
     Returns:
         [..., out_features], contiguous, the dtype of `input`.
@@ -75,6 +77,8 @@ def activate(input: Tensor, activation: str) -> Tensor:
             return functional.relu(input)
         case "silu":
             return functional.silu(input)
+        case "quick_gelu":
+            return input * torch.sigmoid(1.702 * input)
     raise ValueError(f"argument 'activation': expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
@@ -151,9 +155,10 @@ def _through_activation(grad: Tensor, before: Tensor, activation: str) -> Tensor
             return torch.ops.aten.gelu_backward(grad, before, approximate="tanh")
         case "relu":
             return torch.ops.aten.threshold_backward(grad, before, 0)
-        case _:  # torch's silu_backward has no derivative
-            sigmoid = before.sigmoid()
-            return grad * sigmoid * (1 + before * (1 - sigmoid))
+        case _:  # x * sigmoid(steepness * x); torch's silu_backward has no derivative
+            steepness = 1.702 if activation == "quick_gelu" else 1.0
+            sigmoid = (steepness * before).sigmoid()
+            return grad * sigmoid * (1 + steepness * before * (1 - sigmoid))
 
 
 torch.library.register_autograd("vleff::fused_linear", _backward, setup_context=_save_for_backward)
