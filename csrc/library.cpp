@@ -40,4 +40,15 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       "residual_layer_norm(Tensor input, Tensor? residual, Tensor weight, Tensor bias, float eps, "
       "bool return_sum=False) -> (Tensor normalized, Tensor sum)",
       traceable);
+
+  library.def(
+      "masked_linear(Tensor input, Tensor values, Tensor starts, Tensor order, Tensor block_columns, "
+      "int rows, int row_chunk, int column_block, Tensor? bias=None, Tensor? residual=None, "
+      "str activation='none', Tensor? transposed_starts=None, Tensor? transposed_order=None, "
+      "Tensor? transposed_block_columns=None, Tensor? transposed_elements=None) -> Tensor",
+      traceable);
+  library.def(
+      "masked_linear_grad_values(Tensor grad_out, Tensor input, Tensor starts, Tensor order, "
+      "Tensor block_columns, int row_chunk, int column_block) -> Tensor",
+      traceable);
 }

@@ -10,6 +10,8 @@ from vleff.ops.fused_linear import (
     packs_linear_weight,
     unpack_linear_weight,
 )
+from vleff.ops.masked_linear import masked_linear, masked_linear_reference
+from vleff.ops.masked_structure import MaskedStructure
 from vleff.ops.residual_layer_norm import residual_layer_norm, residual_layer_norm_reference
 from vleff.ops.token_gather_attention import (
     token_gather_attention,
@@ -18,8 +20,11 @@ from vleff.ops.token_gather_attention import (
 )
 
 __all__ = [
+    "MaskedStructure",
     "fused_linear",
     "fused_linear_reference",
+    "masked_linear",
+    "masked_linear_reference",
     "pack_linear_weight",
     "packs_linear_weight",
     "residual_layer_norm",

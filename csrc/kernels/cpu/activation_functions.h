@@ -1,0 +1,49 @@
+#pragma once
+#include "activation.h"
+#include "simd.h"
+
+namespace vleff::VLEFF_ISA {
+
+constexpr float log2_e = 1.44269504f;
+
+// x / (1 + exp(-inner))
+inline Float logistic_gate(Float x, Float inner) {
+  const Float exponent = inner * -log2_e;
+  return x / (1.0f + exp2(exponent > 127.0f ? broadcast(127.0f) : exponent));
+}
+
+// x * (1 + erf(x / sqrt(2))) / 2
+inline Float gelu(Float x) {
+  const Float size = x < 0.0f ? -x : x;
+  const Float z = size * 0.707106781f;
+  // erfc(z) = t P(t) exp(-z^2) with t = 1 / (1 + 0.35 z): minimax, absolute error 3e-9
+  const Float t = 1.0f / (1.0f + 0.35f * z);
+  Float p = broadcast(-1.926166966e-1f);
+  p = p * t + 7.451475848e-1f;
+  p = p * t - 6.233546083e-1f;
+  p = p * t + 6.205664299e-1f;
+  p = p * t + 3.153644826e-2f;
+  p = p * t + 2.225480108e-1f;
+  p = p * t + 1.961728282e-1f;
+  const Float tail = 0.5f * size * (p * t) * exp2(z * z * -log2_e);
+  return x < 0.0f ? -tail : x - tail;
+}
+
+inline Float activate(Float x, Activation activation) {
+  switch (activation) {
+    case Activation::relu:
+      return x < 0.0f ? Float{} : x;
+    case Activation::gelu:
+      return gelu(x);
+    case Activation::gelu_tanh:  // (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y))
+      return logistic_gate(x, 1.59576912f * (x + 0.044715f * x * x * x));
+    case Activation::silu:
+      return logistic_gate(x, x);
+    case Activation::quick_gelu:
+      return logistic_gate(x, 1.702f * x);
+    default:
+      return x;
+  }
+}
+
+}  // namespace vleff::VLEFF_ISA
