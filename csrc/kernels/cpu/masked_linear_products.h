@@ -93,7 +93,8 @@ inline void multiply_row(const Block<T>& block, int64_t place, const Element* pa
 
 #if defined(__AVX512F__)
 // Rows at a time: enough independent sums to hide the latency of their additions.
-constexpr int rows_at_a_time = 4;
+template <int vectors>
+constexpr int rows_at_a_time = vectors <= 2 ? 8 : 4;
 
 inline uint64_t load_columns(const uint8_t* columns) {
   return load_raw<uint64_t>(columns);
@@ -102,19 +103,19 @@ inline uint64_t load_columns(const uint8_t* columns) {
 // The next `count` (1 to 8) elements of each row. Values and columns are taken from registers: loads of the
 // panel are what the speed depends on.
 template <int vectors>
-inline void add_group(RowSums<vectors> (&sums)[rows_at_a_time], const Block<float>& block,
+inline void add_group(RowSums<vectors> (&sums)[rows_at_a_time<vectors>], const Block<float>& block,
                       const int32_t* starts, int32_t done, int count, const float* panel) {
-  uint64_t columns[rows_at_a_time];
-  __m512 values[rows_at_a_time];
-#pragma GCC unroll 4
-  for (int row = 0; row < rows_at_a_time; ++row) {
+  uint64_t columns[rows_at_a_time<vectors>];
+  __m512 values[rows_at_a_time<vectors>];
+#pragma GCC unroll 8
+  for (int row = 0; row < rows_at_a_time<vectors>; ++row) {
     columns[row] = load_columns(block.columns + starts[row] + done);
     values[row] = _mm512_castps256_ps512(_mm256_loadu_ps(block.values + starts[row] + done));
   }
   __m512i number = _mm512_setzero_si512();
   do {
-#pragma GCC unroll 4
-    for (int row = 0; row < rows_at_a_time; ++row) {
+#pragma GCC unroll 8
+    for (int row = 0; row < rows_at_a_time<vectors>; ++row) {
       sums[row].add((Float)_mm512_permutexvar_ps(number, values[row]),
                     panel + (columns[row] & 255) * (vectors * lanes));
       columns[row] >>= 8;
@@ -132,20 +133,20 @@ constexpr int element_multiple(float) {
 #if defined(__AVX512BF16__)
 // As above for 2 to 8 elements, an even number.
 template <int vectors>
-inline void add_group(RowSums<vectors> (&sums)[rows_at_a_time], const Block<BFloat16>& block,
+inline void add_group(RowSums<vectors> (&sums)[rows_at_a_time<vectors>], const Block<BFloat16>& block,
                       const int32_t* starts, int32_t done, int count, const BFloat16* panel) {
   constexpr int64_t width = vectors * lanes;
-  uint64_t columns[rows_at_a_time];
-  __m512i values[rows_at_a_time];
-#pragma GCC unroll 4
-  for (int row = 0; row < rows_at_a_time; ++row) {
+  uint64_t columns[rows_at_a_time<vectors>];
+  __m512i values[rows_at_a_time<vectors>];
+#pragma GCC unroll 8
+  for (int row = 0; row < rows_at_a_time<vectors>; ++row) {
     columns[row] = load_columns(block.columns + starts[row] + done);
     values[row] = _mm512_castsi128_si512(load_raw<__m128i>(block.values + starts[row] + done));
   }
   __m512i number = _mm512_setzero_si512();
   do {
-#pragma GCC unroll 4
-    for (int row = 0; row < rows_at_a_time; ++row) {
+#pragma GCC unroll 8
+    for (int row = 0; row < rows_at_a_time<vectors>; ++row) {
       const BFloat16* a = panel + (columns[row] & 255) * width;
       const BFloat16* b = panel + (columns[row] >> 8 & 255) * width;
       columns[row] >>= 16;
@@ -179,18 +180,19 @@ void multiply_block(const Block<T>& block, const Element* panel, bool first, flo
 #if defined(__AVX512F__)
   if constexpr (requires { element_multiple(T{}); }) {
     constexpr int group = group_elements(T{}), multiple = element_multiple(T{});
-    for (; !block.at_end && place + rows_at_a_time <= block.rows; place += rows_at_a_time) {
-      RowSums<vectors> rows[rows_at_a_time];
-#pragma GCC unroll 4
-      for (int row = 0; row < rows_at_a_time; ++row)
+    for (; !block.at_end && place + rows_at_a_time<vectors> <= block.rows; place += rows_at_a_time<vectors>) {
+      RowSums<vectors> rows[rows_at_a_time<vectors>];
+#pragma GCC unroll 8
+      for (int row = 0; row < rows_at_a_time<vectors>; ++row)
         rows[row].start(sums + block.order[place + row] * (vectors * lanes), first);
       const int32_t* starts = block.starts + place;
       // rows grow shorter: all have as many elements as the last
-      const int32_t least = (starts[rows_at_a_time] - starts[rows_at_a_time - 1]) / multiple * multiple;
+      const int32_t least =
+          (starts[rows_at_a_time<vectors>] - starts[rows_at_a_time<vectors> - 1]) / multiple * multiple;
       for (int32_t done = 0; done < least; done += group)
         add_group<vectors>(rows, block, starts, done, least - done < group ? least - done : group, panel);
-#pragma GCC unroll 4
-      for (int row = 0; row < rows_at_a_time; ++row) {
+#pragma GCC unroll 8
+      for (int row = 0; row < rows_at_a_time<vectors>; ++row) {
         add_elements(rows[row], block, starts[row] + least, starts[row + 1], panel);
         rows[row].finish(sums + block.order[place + row] * (vectors * lanes));
       }
