@@ -12,7 +12,6 @@ import vleff._library  # noqa: F401  registers torch.ops.vleff
 from vleff.ops.fused_linear import activate
 from vleff.ops.masked_structure import MaskedStructure
 
-MASKED_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 Transposed = tuple[MaskedStructure, Tensor]
 
@@ -39,7 +38,7 @@ def masked_linear(
         structure: where they stand in the weight [rows, columns].
         bias: [rows], the dtype of `input`, or None.
         residual: [..., rows], the leading sizes and the dtype of `input`, or None.
-        activation: "none", "relu", "gelu" (by the error function), "gelu_tanh" or "silu".
+        activation: "none", "relu", "gelu" (by the error function), "gelu_tanh", "silu" or "quick_gelu".
         transposed: `structure.transposed()`, needed for the gradient of `input` only.
 
     Returns:

@@ -6,10 +6,15 @@ namespace vleff::VLEFF_ISA {
 
 constexpr float log2_e = 1.44269504f;
 
-// x / (1 + exp(-inner))
+// x / (1 + exp(-inner)); beyond the range of exp2 x * 0, so that -inf gives NaN as in torch
 inline Float logistic_gate(Float x, Float inner) {
   const Float exponent = inner * -log2_e;
-  return x / (1.0f + exp2(exponent > 127.0f ? broadcast(127.0f) : exponent));
+  const Float gate = 1.0f / (1.0f + exp2(exponent));
+  return x * (exponent > 127.0f ? Float{} : gate);
+}
+
+inline Float quick_gelu(Float x) {
+  return logistic_gate(x, 1.702f * x);
 }
 
 // x * (1 + erf(x / sqrt(2))) / 2
@@ -40,7 +45,7 @@ inline Float activate(Float x, Activation activation) {
     case Activation::silu:
       return logistic_gate(x, x);
     case Activation::quick_gelu:
-      return logistic_gate(x, 1.702f * x);
+      return quick_gelu(x);
     default:
       return x;
   }

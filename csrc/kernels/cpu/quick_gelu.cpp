@@ -1,17 +1,11 @@
 #include "quick_gelu.h"
 
-#include "simd.h"
+#include "activation_functions.h"
 
 namespace vleff::VLEFF_ISA {
 namespace {
 
 constexpr int64_t elements_per_worker = 16384;  // fewer are not worth waking a thread
-
-inline Float quick_gelu(Float x) {
-  Float power = x * -2.45546696f;  // exp(-1.702 * x) = 2 ** power
-  Float sigmoid = 1.0f / (1.0f + exp2(power));
-  return x * (power > 127.0f ? Float{} : sigmoid);  // beyond exp2's range; NaN stays, 0 * -inf is NaN
-}
 
 struct Work {
   const QuickGeluProblem& problem;
