@@ -14,8 +14,9 @@ import transformers
 from torch import nn
 
 from vleff.bench import engines
-from vleff.bench.inputs import Batch, Samples, bert_token_ids, photo_samples, text_samples
+from vleff.bench.inputs import Batch, Samples, bert_token_ids, text_samples
 from vleff.bench.matching import match, reference_outputs
+from vleff.bench.photos import Photos, photo_samples
 
 LAYERS = 4
 EVEN_TARGETS = {
@@ -45,7 +46,8 @@ def paragraphs() -> Samples:
 def even_batch(batch: int = 8, length: int = 269) -> Batch:
     """Wikipedia text cut to samples of equal length."""
     tokens = torch.tensor(list(chain.from_iterable(bert_token_ids()))[: batch * length]).view(batch, length)
-    return Batch({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, [length] * batch, list(range(batch)))
+    mask = torch.ones_like(tokens)
+    return Batch({"input_ids": tokens, "attention_mask": mask}, (mask.bool(),), list(range(batch)))
 
 
 @pytest.mark.benchmark(group="BERT-base layers, 8 x 269 tokens, no padding")
@@ -69,7 +71,7 @@ def test_batch_of_one(interleaved: Callable[..., None], dtype: torch.dtype) -> N
 @pytest.mark.benchmark(group="ViT-base layers, 8 photos")
 def test_photos(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
     pytest.importorskip("PIL", reason="photos need Pillow")
-    batches = photo_samples(None, image_size=224, tokens=197, seed=0).batches(8)
+    batches = photo_samples(Photos(None, seed=0), image_size=224, tokens=197).batches(8)
     _measure(interleaved, vit(dtype), batches, dtype, {"eager": 1.0}, budget=15)
 
 

@@ -1,9 +1,10 @@
 """The command `vleff`."""
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,18 +19,19 @@ app = typer.Typer(
 console = Console()
 
 MODEL_HELP = (
-    "bert-base, roberta-base, distilbert-base or vit-base (published size, random weights), a local "
-    "directory, or a name on the Hugging Face hub."
+    "bert-base, roberta-base, distilbert-base, vit-base, vilt, bridgetower, blip, clip or meter (published size, "
+    "random weights), a local directory, or a name on the Hugging Face hub."
 )
-
 
 BATCH_HELP = "Batch sizes, separated by commas."
 AGAINST_HELP = "Also measure these engines: compile, openvino, onnxruntime, separated by commas."
 BUDGET_HELP = "Seconds to measure each dtype and batch size; six rounds run even if they take longer."
 THREADS_HELP = "CPU threads of every engine; torch's default if left out."
-DATA_HELP = "SQuAD file (.json, .json.gz) to take paragraphs from."
+DATA_HELP = "SQuAD file (.json, .json.gz) to take paragraphs from, or questions for vision-language models."
 PHOTOS_HELP = "Folder of images, for models that read them."
+IMAGES_HELP = "mixed or square: sizes of ViLT's images; mixed if left out."
 OUTPUT_HELP = "Folder for the JSON file and the figure."
+TABLE_HELP = "File to write; the one that vleff reads ($VLEFF_CHOICES or ~/.config/vleff/choices.json) if left out."
 
 
 @app.command()
@@ -37,6 +39,7 @@ def bench(
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "bert-base",
     data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
     photos: Annotated[Path | None, typer.Option(help=PHOTOS_HELP)] = None,
+    images: Annotated[str | None, typer.Option(help=IMAGES_HELP)] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or both, separated by a comma.")] = "fp32,bf16",
     batch: Annotated[str, typer.Option(help=BATCH_HELP)] = "1,8,32",
     against: Annotated[str, typer.Option(help=AGAINST_HELP)] = "",
@@ -56,6 +59,7 @@ def bench(
             model=model,
             data=_existing(data, "data"),
             photos=_existing(photos, "photos"),
+            images=images,
             dtypes=_words(dtype),
             batches=_integers(batch, "batch"),
             against=_words(against),
@@ -91,17 +95,46 @@ def doctor() -> None:
 
 @app.command()
 def explain(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
-    """Accelerate a model and say which parts run on which kernels, and why."""
+    """Accelerate a model and say which parts run on which kernels, and why others do not."""
     import vleff
     from vleff.bench.models import load_model
+    from vleff.bench.report import print_explanation
 
     try:
         loaded = load_model(model)
-        explanation: Any = vleff.explain(vleff.accelerate(loaded.model))
-    except (TypeError, ValueError, ImportError) as error:
+    except (ValueError, ImportError) as error:
         raise _failure(error) from error
-    console.print(f"{loaded.name}: {loaded.weights}", markup=False, highlight=False)
-    console.print(explanation, markup=False, highlight=False)
+    with contextlib.suppress(TypeError):  # nothing in it can be accelerated: the report says why
+        vleff.accelerate(loaded.model)
+    print_explanation(f"{loaded.name}: {loaded.weights}", vleff.explain(loaded.model), console)
+
+
+@app.command()
+def tune(output: Annotated[Path | None, typer.Option(help=TABLE_HELP)] = None) -> None:
+    """Measure the choices between kernels on this machine, in about a minute, and write them to a table.
+
+    Programs that start afterwards use it. Results stay the same bits. Ctrl-C leaves everything as it was.
+    """
+    from vleff import choices
+    from vleff.bench import report
+    from vleff.bench import tune as tuning
+
+    path = output or choices.user_file()
+    try:
+        with tuning.replaced(path) as write, report.progress(console) as progress:
+            task = progress.add_task("", total=tuning.steps())
+            measurements = tuning.measure(lambda what: progress.update(task, description=what, advance=1))
+            table = tuning.as_table(measurements)
+            write(table)
+    except OSError as error:
+        raise _failure(error) from error
+    except KeyboardInterrupt:
+        console.print("Interrupted: nothing was written.")
+        raise typer.Exit(130) from None
+    report.print_measurements(measurements, table, console)
+    console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    if output is not None and output.resolve() != choices.user_file().resolve():
+        console.print(f"To use it: VLEFF_CHOICES={path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -10,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from vleff import choices
 from vleff.models.registry import CHECKED_VERSIONS
 
 TORCH_CHECKED = ("2.13",)
@@ -44,7 +46,7 @@ def collect() -> list[Check]:
     library = _library()
     checks.append(library)
     if library.status == "ok":
-        checks += [_instruction_sets(), _cuda(), *_linears()]
+        checks += [_instruction_sets(), _cuda(), *_linears(), _choice_table()]
     return [*checks, _threads(), *_optional_parts()]
 
 
@@ -111,6 +113,16 @@ def _linears() -> Iterator[Check]:
         yield Check("same bits in every batch", "warning", detail, "results stay right within rounding")
     else:
         yield Check("same bits in every batch", "ok", "a sample's bits do not depend on its batch mates")
+
+
+def _choice_table() -> Check:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said here
+        table = choices.table()
+    hint = "vleff tune measures this machine"
+    if table.refused is not None:
+        return Check("choice table", "warning", f"{table}; not {table.refused}", hint)
+    return Check("choice table", "ok", str(table), hint if table.path == choices.COMMITTED else "")
 
 
 def _threads() -> Check:

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from vleff.bench import engines
 from vleff.bench.inputs import Batch, Samples
@@ -29,7 +28,7 @@ def prepare(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, list[Bat
     return loaded.model.to(dtype), samples.batches(3, at_least=6)
 
 
-def run(build, model: torch.nn.Module, batches: list[Batch]) -> list[Tensor]:
+def run(build, model: torch.nn.Module, batches: list[Batch]) -> list[engines.HiddenStates]:
     engine = build(model, batches[0].inputs)
     return [engine(batch.inputs) for batch in batches]
 

@@ -3,6 +3,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from vleff.bench.engines import HiddenStates, dense
 from vleff.bench.inputs import Batch, text_samples
 from vleff.bench.matching import Match, match, reference_outputs
 
@@ -23,24 +24,23 @@ def batches() -> list[Batch]:
     return text_samples([list(range(5, 5 + n)) for n in LENGTHS], "numbers", padding=0).batches(3, at_least=3)
 
 
-def outputs(model: transformers.BertModel, batches: list[Batch]) -> list[Tensor]:
-    with torch.inference_mode():
-        return [model(**batch.inputs).last_hidden_state for batch in batches]
+def outputs(model: transformers.BertModel, batches: list[Batch]) -> list[HiddenStates]:
+    return [dense(model, {})(batch.inputs) for batch in batches]
 
 
 @pytest.fixture
-def references(model: transformers.BertModel, batches: list[Batch]) -> dict[int, Tensor]:
+def references(model: transformers.BertModel, batches: list[Batch]) -> dict[int, HiddenStates]:
     return reference_outputs(model, batches, count=2)
 
 
 def compare(model, batches, references, change: Tensor) -> Match:
-    dense = outputs(model, batches)
-    return match(batches, dense, [dense[0] + change], references, torch.float32)
+    expected = outputs(model, batches)
+    return match(batches, expected, [(expected[0][0] + change,)], references, torch.float32)
 
 
-def test_references_are_the_first_samples_without_padding(references: dict[int, Tensor]) -> None:
-    assert {number: tuple(value.shape) for number, value in references.items()} == {0: (9, 32), 1: (4, 32)}
-    assert all(value.dtype == torch.float64 for value in references.values())
+def test_references_are_the_first_samples_without_padding(references: dict[int, HiddenStates]) -> None:
+    assert {number: tuple(value.shape) for number, (value,) in references.items()} == {0: (9, 32), 1: (4, 32)}
+    assert all(value.dtype == torch.float64 for (value,) in references.values())
 
 
 def test_dense_matches_itself(model, batches, references) -> None:
@@ -71,15 +71,53 @@ def test_not_a_number_never_matches(model, batches, references) -> None:
 def test_bfloat16_may_have_twice_the_error_of_dense(model, batches) -> None:
     model = model.to(torch.bfloat16)
     references = reference_outputs(model, batches)
-    dense = outputs(model, batches)
-    exact = [torch.nn.utils.rnn.pad_sequence([references[i] for i in range(3)], batch_first=True)]
-    assert match(batches, dense, exact, references, torch.bfloat16).error_ratio == 0
+    expected = outputs(model, batches)
+    exact = torch.nn.utils.rnn.pad_sequence([references[i][0] for i in range(3)], batch_first=True)
+    assert match(batches, expected, [(exact,)], references, torch.bfloat16).error_ratio == 0
     for factor, ok in ((1.9, True), (2.1, False)):
-        changed = [exact[0] + factor * (dense[0].double() - exact[0])]
-        assert match(batches, dense, changed, references, torch.bfloat16).ok is ok
+        changed = exact + factor * (expected[0][0].double() - exact)
+        assert match(batches, expected, [(changed,)], references, torch.bfloat16).ok is ok
 
 
 def test_other_samples_are_refused(model, batches) -> None:
-    dense = outputs(model, batches)
+    expected = outputs(model, batches)
     with pytest.raises(ValueError, match="none of the samples"):
-        match(batches, dense, dense, {77: dense[0][0].double()}, torch.float32)
+        match(batches, expected, expected, {77: (expected[0][0][0].double(),)}, torch.float32)
+
+
+def test_another_shape_never_matches(model, batches, references) -> None:
+    expected = outputs(model, batches)
+    shorter = [(states[:, :-1],) for (states,) in expected]
+    assert not match(batches, expected, shorter, references, torch.float32).ok
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_error_in_either_of_two_streams_is_found(which: int) -> None:
+    states = (torch.randn(2, 3, 8), 100 * torch.randn(2, 5, 8))
+    valid = tuple(torch.ones(2, length, dtype=torch.bool) for length in (3, 5))
+    pair = Batch({}, valid, [0, 1])
+    references = {0: tuple(one[0].double() + 1e-9 for one in states)}
+    changed = [one.clone() for one in states]
+    changed[which][1, 2, 4] += 1e-3 * (1, 100)[which]
+    assert match([pair], [states], [states], references, torch.float32).ok
+    assert not match([pair], [states], [tuple(changed)], references, torch.float32).ok
+
+
+def test_shuffled_tokens_are_compared_with_their_nearest() -> None:
+    states = torch.randn(1, 9, 8)
+    valid = torch.ones(1, 9, dtype=torch.bool)
+    valid[0, 2] = False  # padded text before the image
+    shuffled = states[:, [0, 1, 2, 3, 8, 5, 4, 7, 6]].clone()
+    shuffled[0, 2] = 0
+    references = {0: (states[0, valid[0]].double() + 1e-9,)}
+
+    def result(got: Tensor, in_order: int | None) -> Match:
+        batch = Batch({}, (valid,), [0], in_order)
+        return match([batch], [(states,)], [(got,)], references, torch.float32)
+
+    assert result(shuffled, 4).ok
+    assert not result(shuffled, None).ok
+    assert not result(shuffled, 5).ok  # token 4 is out of its place
+    doubled = shuffled.clone()
+    doubled[0, 4] = doubled[0, 5]  # one token is there twice, another is missing
+    assert not result(doubled, 4).ok

@@ -4,7 +4,8 @@ import copy
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,31 @@ import torch
 from torch import Tensor, nn
 
 Inputs = dict[str, Tensor]
-Engine = Callable[[Inputs], Tensor]  # a padded batch -> last hidden states [batch, length, d]
+HiddenStates = tuple[Tensor, ...]  # of the text, of the image or of both, [batch, length, d] each
+Engine = Callable[[Inputs], HiddenStates]  # takes a padded batch
 
 
 class EngineUnavailableError(Exception):
     """The engine cannot run here; the message says why and what to do."""
 
 
+def hidden_states(output: Any) -> HiddenStates:
+    """The last hidden states in a model's output: one tensor or, of a model with two streams, text and image."""
+    if isinstance(output, tuple):
+        return output
+    if "text_features" in output:
+        return output.text_features, output.image_features
+    if "text_model_output" in output:
+        return output.text_model_output.last_hidden_state, output.vision_model_output.last_hidden_state
+    return (output.last_hidden_state,)
+
+
 def dense(model: nn.Module, example: Inputs) -> Engine:
     """The transformers model as users run it."""
 
-    def run(inputs: Inputs) -> Tensor:
+    def run(inputs: Inputs) -> HiddenStates:
         with torch.inference_mode():
-            return model(**inputs).last_hidden_state
+            return hidden_states(model(**inputs))
 
     return run
 
@@ -60,9 +73,8 @@ def openvino(model: nn.Module, example: Inputs) -> Engine:
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EngineUnavailableError("OpenVINO has no bf16 on this processor and would run fp32")
-    traceable = _LastHiddenState(copy.deepcopy(model).float(), list(example))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns about branches on shapes
+    traceable = _HiddenStatesOnly(copy.deepcopy(model).float(), list(example))
+    with _converting("OpenVINO"):
         converted = ov.convert_model(traceable, example_input=tuple(_as_float(v) for v in example.values()))
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
@@ -71,8 +83,9 @@ def openvino(model: nn.Module, example: Inputs) -> Engine:
     }
     executable = core.compile_model(converted, "CPU", settings)
 
-    def run(inputs: Inputs) -> Tensor:
-        return torch.from_numpy(executable([_as_float(value).numpy() for value in inputs.values()])[0])
+    def run(inputs: Inputs) -> HiddenStates:
+        outputs = executable([_as_float(value).numpy() for value in inputs.values()])
+        return tuple(torch.from_numpy(outputs[i]) for i in range(len(outputs)))
 
     return run
 
@@ -93,22 +106,21 @@ def onnxruntime(model: nn.Module, example: Inputs) -> Engine:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "model.onnx")
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer warns about branches on shapes
+        with _converting("ONNX"):
             torch.onnx.export(
-                _LastHiddenState(copy.deepcopy(model), names),
+                _HiddenStatesOnly(copy.deepcopy(model), names),
                 tuple(example.values()),
                 file,
                 dynamo=False,
                 input_names=names,
-                output_names=["last_hidden_state"],
-                dynamic_axes={name: _dynamic_axes(name) for name in names},
+                dynamic_axes={name: _dynamic_axes(name, "pixel_mask" in names) for name in names},
                 opset_version=17,
             )
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-    def run(inputs: Inputs) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+    def run(inputs: Inputs) -> HiddenStates:
+        outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return tuple(torch.from_numpy(output) for output in outputs)
 
     return run
 
@@ -121,20 +133,40 @@ OTHERS: dict[str, Callable[[nn.Module, Inputs], Engine]] = {
 }
 
 
-class _LastHiddenState(nn.Module):
-    """The model with positional tensors in and one tensor out, as tracers want it."""
+@contextmanager
+def _converting(format: str) -> Iterator[None]:
+    """Says that the model cannot be converted, whatever the tracer stumbles over."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer warns about branches on shapes
+            yield
+    except Exception as error:
+        raise EngineUnavailableError(f"the model cannot be converted to {format}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+class _HiddenStatesOnly(nn.Module):
+    """The model with positional tensors in and out, as tracers want it."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
         self.model = model
         self.names = names
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.model(**dict(zip(self.names, inputs, strict=True))).last_hidden_state
+    def forward(self, *inputs: Tensor) -> HiddenStates:
+        return hidden_states(self.model(**dict(zip(self.names, inputs, strict=True))))
 
 
-def _dynamic_axes(name: str) -> dict[int, str]:
-    return {0: "batch"} if name == "pixel_values" else {0: "batch", 1: "length"}
+def _dynamic_axes(name: str, mixed_sizes: bool) -> dict[int, str]:
+    if name == "pixel_mask":
+        return {0: "batch", 1: "height", 2: "width"}
+    if name == "pixel_values":
+        return {0: "batch", 2: "height", 3: "width"} if mixed_sizes else {0: "batch"}
+    return {0: "batch", 1: "length"}
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

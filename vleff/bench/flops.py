@@ -1,49 +1,65 @@
-"""Multiply-adds of a forward pass, counted operation by operation on tensors without data."""
+"""Multiply-adds of a forward pass, counted operation by operation, where possible on tensors without data."""
 
-from collections.abc import Iterable
+import copy
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from vleff.bench.inputs import Batch
+
+# torch has formulas for the attention of GPUs only
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
 
 
 class FlopCount:
-    """Counts the floating point operations of a transformers encoder at any batch size and length.
+    """Counts the floating point operations of a transformers encoder on any input.
 
     Counts all matrix products, attention and convolutions; a multiply-add is two operations.
 
     Args:
-        model: the dense model; its weights are not copied.
-        example: inputs of the model, [batch, ...] each. Only shapes and dtypes matter.
+        model: the dense model in fp32; its weights are not copied.
     """
 
-    def __init__(self, model: nn.Module, example: dict[str, Tensor]) -> None:
-        self.model = shallow_meta_copy(model)
-        # the attention mask costs no multiply-adds, and building one needs data
-        self.example = {name: value for name, value in example.items() if name != "attention_mask"}
-        self.counted: dict[tuple[int, int], int] = {}
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.without_data = shallow_meta_copy(model)
+        self._counted: dict[tuple[object, ...], int] = {}
 
-    def padded(self, batch: int, length: int) -> int:
-        """Operations for `batch` samples of `length` tokens each."""
-        if (batch, length) not in self.counted:
-            inputs = {name: _resized(name, value, batch, length) for name, value in self.example.items()}
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                self.model(**inputs)
-            self.counted[batch, length] = counter.get_total_flops()
-        return self.counted[batch, length]
+    def padded(self, batch: Batch) -> int:
+        """Operations for a batch with its padding."""
+        return self._count(batch.inputs)
 
-    def ragged(self, lengths: Iterable[int]) -> int:
-        """Operations for samples of these lengths when nothing is spent on padding."""
-        return sum(self.padded(1, length) for length in lengths)
+    def ragged(self, batch: Batch) -> int:
+        """Operations for the samples of a batch when nothing is spent on padding."""
+        return sum(self._count(batch.alone(row)) for row in range(len(batch.samples)))
+
+    def _count(self, inputs: dict[str, Tensor]) -> int:
+        patches = inputs["pixel_mask"].sum((1, 2)).max().item() if "pixel_mask" in inputs else None
+        key = (patches, *((name, value.shape) for name, value in inputs.items()))
+        if key not in self._counted:
+            # the attention mask costs no multiply-adds, and building one needs data
+            shapes = {name: value.to("meta") for name, value in inputs.items() if name != "attention_mask"}
+            try:
+                self._counted[key] = _operations(self.without_data, shapes)
+            except (RuntimeError, NotImplementedError):  # ViLT and BridgeTower look at masks: a real run
+                self._counted[key] = _operations(self.model, inputs)
+        return self._counted[key]
+
+
+def _operations(model: nn.Module, inputs: dict[str, Tensor]) -> int:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.no_grad():
+        model(**inputs)
+    return counter.get_total_flops()
 
 
 def shallow_meta_copy(model: nn.Module) -> nn.Module:
     """A copy of the model whose parameters and buffers have shapes but no data."""
-    with torch.device("meta"):
-        copy = type(model)(model.config)
-    return copy.eval()
-
-
-def _resized(name: str, value: Tensor, batch: int, length: int) -> Tensor:
-    shape = (batch, length) if name == "input_ids" else (batch, *value.shape[1:])
-    return torch.empty(shape, dtype=value.dtype, device="meta")
+    without_data: dict[int, object] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        empty = tensor.detach().to("meta")
+        without_data[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, without_data).eval()

@@ -1,7 +1,6 @@
-"""Batches of real input: Wikipedia paragraphs and photos, of the package or of the user."""
+"""Batches of real input: paragraphs and questions about Wikipedia, of the package or of the user."""
 
 import json
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from vleff.data.squad import read_squad
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-_DATA = resources.files("vleff.bench") / "data"
+DATA = resources.files("vleff.bench") / "data"
 
 
 @dataclass(frozen=True)
@@ -23,19 +21,35 @@ class Batch:
 
     Attributes:
         inputs: the model's keyword arguments, padded.
-        lengths: the true number of tokens of each sample.
+        valid: for each tensor of hidden states that the model returns, bool [batch, length]: which are no padding.
         samples: numbers of the samples, equal in every batch that holds the same sample.
+        in_order: how many positions come in a fixed order; None if all do. ViLT shuffles its image patches.
     """
 
     inputs: dict[str, Tensor]
-    lengths: list[int]
+    valid: tuple[Tensor, ...]
     samples: list[int]
+    in_order: int | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """The true number of tokens of each sample."""
+        return torch.cat(self.valid, dim=1).sum(1).tolist()
+
+    @property
+    def padded_length(self) -> int:
+        """The number of tokens, padding included, that each sample takes."""
+        return sum(valid.shape[1] for valid in self.valid)
 
     def alone(self, row: int) -> dict[str, Tensor]:
         """The inputs of one sample without padding, as a batch of one."""
         inputs = {name: value[row : row + 1] for name, value in self.inputs.items()}
-        if "input_ids" in inputs:
-            inputs = {name: value[:, : self.lengths[row]] for name, value in inputs.items()}
+        if "attention_mask" in inputs:
+            length = int(inputs["attention_mask"].sum())
+            inputs |= {name: inputs[name][:, :length] for name in ("input_ids", "attention_mask")}
+        if "pixel_mask" in inputs:
+            height, width = (int(inputs["pixel_mask"][0].amax(dim).sum()) for dim in (1, 0))
+            inputs |= {name: inputs[name][..., :height, :width] for name in ("pixel_values", "pixel_mask")}
         return inputs
 
 
@@ -64,18 +78,23 @@ class Samples:
 
 
 def text_samples(token_ids: Sequence[Sequence[int]], description: str, padding: int) -> Samples:
-    """Paragraphs as token ids, in the given order; batches are padded to their longest."""
+    """Texts as token ids, in the given order; batches are padded to their longest."""
 
     def collate(numbers: list[int]) -> Batch:
-        rows = [torch.tensor(token_ids[number]) for number in numbers]
-        pad = torch.nn.utils.rnn.pad_sequence
-        inputs = {
-            "input_ids": pad(rows, batch_first=True, padding_value=padding),
-            "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
-        }
-        return Batch(inputs, [len(row) for row in rows], numbers)
+        inputs = pad_texts([token_ids[number] for number in numbers], padding)
+        return Batch(inputs, (inputs["attention_mask"].bool(),), numbers)
 
     return Samples(description, len(token_ids), collate)
+
+
+def pad_texts(token_ids: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
+    """input_ids and attention_mask, [batch, longest] each."""
+    rows = [torch.tensor(ids) for ids in token_ids]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(rows, batch_first=True, padding_value=padding),
+        "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
+    }
 
 
 def paragraphs(data: Path | None) -> list[str]:
@@ -85,7 +104,7 @@ def paragraphs(data: Path | None) -> list[str]:
         ValueError: the file is not in SQuAD format, or holds no paragraph.
     """
     if data is None:
-        with resources.as_file(_DATA / "paragraphs.json") as excerpt:
+        with resources.as_file(DATA / "paragraphs.json") as excerpt:
             return [paragraph.context for paragraph in read_squad(excerpt)]
     contexts = [paragraph.context for paragraph in read_squad(data)]
     if not contexts:
@@ -93,51 +112,34 @@ def paragraphs(data: Path | None) -> list[str]:
     return contexts
 
 
+def questions(data: Path | None) -> list[str]:
+    """The questions of a SQuAD file; of the package's own excerpt if `data` is None.
+
+    Raises:
+        ValueError: the file is not in SQuAD format, or holds no question.
+    """
+    if data is None:
+        return _question_data()["questions"]
+    texts = [question.text for paragraph in read_squad(data) for question in paragraph.questions]
+    if not texts:
+        raise ValueError(f"{data}: expected at least one question, got none")
+    return texts
+
+
 def bert_token_ids() -> list[list[int]]:
     """The package's paragraphs in the vocabulary of bert-base-uncased."""
-    return json.loads((_DATA / "token_ids.json").read_text(encoding="utf-8"))
+    return json.loads((DATA / "token_ids.json").read_text(encoding="utf-8"))
+
+
+def bert_question_ids() -> list[list[int]]:
+    """The package's questions in the vocabulary of bert-base-uncased."""
+    return _question_data()["token_ids"]
+
+
+def _question_data() -> dict[str, Any]:
+    return json.loads((DATA / "questions.json").read_text(encoding="utf-8"))
 
 
 def tokenize(tokenizer: Any, texts: list[str], maximum_length: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, cut to `maximum_length`."""
     return tokenizer(texts, truncation=True, max_length=maximum_length, padding=False)["input_ids"]
-
-
-def photo_samples(folder: Path | None, image_size: int, tokens: int, seed: int) -> Samples:
-    """Random crops of photos, chosen by `seed`, as pixel values in [-1, 1].
-
-    Args:
-        folder: where the photos are; the package's own if None.
-        image_size: edge of the square crops in pixels.
-        tokens: how many tokens the model makes of one image.
-
-    Raises:
-        ImportError: Pillow is not installed.
-        ValueError: the folder holds no image.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("photos need Pillow: pip install pillow, or vleff[bench]") from error
-    with resources.as_file(_DATA / "photos") as shipped:
-        files = sorted((folder or shipped).iterdir())
-        files = [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
-        if not files:
-            raise ValueError(f"{folder}: expected images ({', '.join(sorted(PHOTO_SUFFIXES))}), found none")
-        photos = [Image.open(file).convert("RGB") for file in files]
-
-    def pixels(number: int) -> Tensor:
-        generator = random.Random(f"{seed} {number}")
-        photo = photos[number % len(photos)]
-        edge = round(min(photo.size) * generator.uniform(0.7, 1.0))
-        left, top = (generator.randint(0, extent - edge) for extent in photo.size)
-        crop = photo.resize((image_size, image_size), box=(left, top, left + edge, top + edge))
-        values = torch.frombuffer(bytearray(crop.tobytes()), dtype=torch.uint8)
-        return values.view(image_size, image_size, 3).permute(2, 0, 1).float() / 127.5 - 1
-
-    def collate(numbers: list[int]) -> Batch:
-        values = torch.stack([pixels(number) for number in numbers])
-        return Batch({"pixel_values": values}, [tokens] * len(numbers), numbers)
-
-    source = f"crops of {len(photos)} photos ({folder or 'shipped with vleff'})"
-    return Samples(source, max(64, len(photos)), collate)

@@ -1,14 +1,20 @@
 """Shows results: tables on the terminal, and a figure."""
 
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.tree import Tree
 
 from vleff.bench.matching import Match
 from vleff.bench.results import BASELINE, OURS, Cell, Results
 from vleff.bench.timing import Comparison
+from vleff.bench.tune import Measurement
+from vleff.models.report import CALLS_AS_BEFORE, Report
 
 _DENSE_COLOR, _OURS_COLOR = "#8d99ae", "#d1495b"
 
@@ -86,6 +92,51 @@ def draw_figure(results: Results, path: Path) -> None:
     figure.suptitle(f"{results.model}, {machine['threads']} threads, {machine['processor']}", fontsize=10)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def progress(console: Console) -> Progress:
+    """A progress bar that leaves nothing behind."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def print_measurements(measurements: list[Measurement], table: dict[str, Any], console: Console) -> None:
+    """What `vleff tune` measured, and what it decided."""
+    shown = _table("dtype", "weight", *(f"{rows}\nrows" for rows in measurements[0].gains), "all")
+    for one in measurements:
+        gains = (f"{gain.speedup:.2f}× [dim]{interval(gain)}[/]" for gain in one.gains.values())  # noqa: RUF001
+        shown.add_row(one.dtype, f"{one.shape[0]} x {one.shape[1]}", *gains, f"[bold]{one.gain:.2f}×[/]")  # noqa: RUF001
+    console.print(shown)
+    console.print("Speedup of a packed weight over a plain one; 95 % interval; geometric mean.", style="dim")
+    for dtype, choice in table["pack_linear_weight"].items():
+        which = f"weights of at least {choice['least_elements']:,} elements" if choice else "no weights"
+        console.print(f"{dtype}: packs {which}", highlight=False)
+
+
+def print_explanation(title: str, report: Report, console: Console) -> None:
+    """What runs where in a model."""
+    console.print(f"[bold]{escape(title)}[/]", highlight=False)
+    console.print(f"Kernels: {report.cpu_isa}. Choice table: {escape(report.choices)}.", highlight=False)
+    for encoder in report.encoders:
+        name = f"[bold]{escape(encoder.path or 'model')}[/] ({encoder.class_name}"
+        name += f", {encoder.family})" if encoder.family else ")"
+        if encoder.accelerated:
+            tree = Tree(f"{name}: [green]packed[/], attention implementation {encoder.attention!r}", highlight=False)
+            for count, path, kernels in encoder.alike():
+                layers = tree.add(f"{count} x {escape(path)}")
+                for kernel in kernels.split("; "):
+                    layers.add(escape(kernel))
+        else:
+            tree = Tree(f"{name}: [yellow]as transformers wrote it[/]", highlight=False)
+            tree.add(escape(encoder.reason or ""))
+        console.print(tree)
+    if report.linears:
+        tree = Tree("other linear layers", highlight=False)
+        for kernel, count in report.linears.items():
+            tree.add(escape(f"{count} x {kernel}"))
+        console.print(tree)
+    if any(encoder.accelerated for encoder in report.encoders):
+        console.print(CALLS_AS_BEFORE, style="dim", highlight=False)
 
 
 def interval(comparison: Comparison) -> str:

@@ -13,6 +13,7 @@ import transformers
 
 from vleff.bench.matching import Match
 from vleff.bench.timing import Comparison, compare
+from vleff.machine import processor
 
 BASELINE = "dense"
 OURS = "vleff"
@@ -109,21 +110,6 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def processor() -> str:
-    """The kind of processor, as the system names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    entries: dict[str, str] = {}
-    for line in lines:
-        key, _, value = line.partition(":")
-        entries.setdefault(key.strip(), value.strip())  # the first core's
-    name = entries.get("model name", platform.machine())
-    family, model = entries.get("cpu family"), entries.get("model")
-    return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def now() -> str:

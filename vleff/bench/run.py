@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from torch import Tensor
 
 from vleff.bench import engines, report
 from vleff.bench.flops import FlopCount
 from vleff.bench.inputs import Batch
-from vleff.bench.matching import Match, match, reference_outputs
+from vleff.bench.matching import match, reference_outputs
 from vleff.bench.models import LoadedModel, load_model, samples_for
+from vleff.bench.photos import IMAGE_SIZES
 from vleff.bench.results import BASELINE, OURS, Cell, ResultFile, Results, machine, now
 from vleff.bench.timing import MINIMUM_ROUNDS, measure_rounds
 
@@ -34,6 +33,7 @@ class Settings:
     model: str = "bert-base"
     data: Path | None = None
     photos: Path | None = None
+    images: str | None = None
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     batches: tuple[int, ...] = (1, 8, 32)
     against: tuple[str, ...] = ()
@@ -46,6 +46,8 @@ class Settings:
     def __post_init__(self) -> None:
         _check_choices("dtype", self.dtypes, DTYPES)
         _check_choices("against", self.against, engines.OTHERS)
+        if self.images not in (None, *IMAGE_SIZES):
+            raise ValueError(f"images: expected {' or '.join(IMAGE_SIZES)}, got {self.images!r}")
         if not self.batches or min(self.batches) < 1:
             raise ValueError(f"batch: expected sizes of at least 1, got {list(self.batches)}")
         if self.threads is not None and self.threads < 1:
@@ -68,14 +70,14 @@ def run(settings: Settings, console: Console) -> Results:
     import vleff._library  # noqa: F401  registers the ops
 
     loaded = load_model(settings.model, settings.seed)
-    samples = samples_for(loaded, settings.data, settings.photos, settings.seed)
+    samples = samples_for(loaded, settings.data, settings.photos, settings.seed, settings.images)
     results = Results(loaded.name, loaded.weights, samples.description, settings.command, date=now(), machine=machine())
     groups = [samples.batches(batch) for batch in settings.batches]
-    count = FlopCount(loaded.model, groups[0][0].inputs)
+    count = FlopCount(loaded.model)
     file = ResultFile(settings.output, results)
     report.print_header(results, console)
     try:
-        with _progress(console) as progress:
+        with report.progress(console) as progress:
             total = len(settings.dtypes) * len(settings.batches) * MINIMUM_ROUNDS
             show = partial(progress.update, progress.add_task("preparing", total=total))
             for dtype in settings.dtypes:
@@ -115,12 +117,19 @@ def _measure_dtype(
         except engines.EngineUnavailableError as reason:
             results.unavailable[f"{name} ({dtype})"] = str(reason)
     for batches in groups:
-        show(description=f"{dtype}, batch {len(batches[0].lengths)}: comparing outputs")
+        show(description=f"{dtype}, batch {len(batches[0].samples)}: comparing outputs")
         cell = _new_cell(dtype, batches, count)
-        cell.matches = _matches(runners, batches, references, DTYPES[dtype])
-        cell.times = {name: [] for name in runners}
+        outputs = _outputs(runners, batches, results.unavailable, f"{dtype}, batch {cell.batch}")
+        cell.matches = {
+            name: match(batches, outputs[BASELINE], output, references, DTYPES[dtype])
+            for name, output in outputs.items()
+            if name != BASELINE
+        }
+        able = {name: runners[name] for name in outputs}
+        del outputs
+        cell.times = {name: [] for name in able}
         results.cells.append(cell)
-        contenders = {name: partial(_run_all, runner, batches) for name, runner in runners.items()}
+        contenders = {name: partial(_run_all, runner, batches) for name, runner in able.items()}
         for times in measure_rounds(contenders, settings.budget):
             for name, seconds in times.items():
                 cell.times[name].append(seconds)
@@ -131,31 +140,30 @@ def _measure_dtype(
 
 def _new_cell(dtype: str, batches: list[Batch], count: FlopCount) -> Cell:
     lengths = [length for batch in batches for length in batch.lengths]
-    padded = [max(batch.lengths) for batch in batches]
-    size = len(batches[0].lengths)
-    ragged = count.ragged(lengths)
+    padded = [batch.padded_length for batch in batches]
+    ragged = sum(count.ragged(batch) for batch in batches)
     flops = {
-        "dense_padded": sum(count.padded(size, length) for length in padded),
+        "dense_padded": sum(count.padded(batch) for batch in batches),
         "dense_true": ragged,
         "vleff": ragged,
     }
+    size = len(batches[0].samples)
     return Cell(dtype, size, len(batches), sum(lengths) / len(lengths), sum(padded) / len(padded), flops)
 
 
-def _matches(
-    runners: dict[str, engines.Engine],
-    batches: list[Batch],
-    references: dict[int, Tensor],
-    dtype: torch.dtype,
-) -> dict[str, Match]:
-    """Runs every engine once, which also warms it up, and compares it with dense."""
-    dense = [runners[BASELINE](batch.inputs) for batch in batches]
-    matches = {}
+def _outputs(
+    runners: dict[str, engines.Engine], batches: list[Batch], unavailable: dict[str, str], where: str
+) -> dict[str, list[engines.HiddenStates]]:
+    """Runs every engine once, which also warms it up; leaves out other engines that fail on these batches."""
+    outputs = {}
     for name, runner in runners.items():
-        if name != BASELINE:
-            outputs = [runner(batch.inputs) for batch in batches]
-            matches[name] = match(batches, dense, outputs, references, dtype)
-    return matches
+        try:
+            outputs[name] = [runner(batch.inputs) for batch in batches]
+        except Exception as error:
+            if name in (BASELINE, OURS):
+                raise
+            unavailable[f"{name} ({where})"] = f"it fails: {engines.first_line(error)}"
+    return outputs
 
 
 def _run_all(runner: engines.Engine, batches: list[Batch]) -> None:
@@ -182,11 +190,6 @@ def _finish(results: Results, file: ResultFile, console: Console) -> None:
         console.print("No figure: matplotlib is not installed (pip install matplotlib, or vleff[bench]).", markup=False)
     for path in written:
         console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 def _check_choices(name: str, given: tuple[str, ...], allowed: Iterable[str]) -> None:

@@ -1,18 +1,21 @@
 """What `vleff.explain` says about a model."""
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from vleff import choices
 from vleff.models.conversion import is_converted, unsupported
 from vleff.models.layer import PackedLayer
 from vleff.models.registry import Adapter, base_models
 from vleff.nn.fused_linear import FusedLinear
 
-_CALLS_AS_BEFORE = (
+CALLS_AS_BEFORE = (
     "Calls that run as transformers wrote them: output_attentions, masks of 3 or 4 dimensions, is_causal, "
     "caches and encoder_hidden_states, dtypes other than float32, bfloat16 and float16, devices but cpu, "
     "hooks inside a layer."
@@ -30,6 +33,7 @@ class EncoderReport:
         accelerated: whether it runs packed.
         reason: why it does not, None if it does.
         layers: for each layer its path and what computes it.
+        attention: the attention implementation that its config names; once accelerated, ours.
     """
 
     path: str
@@ -38,14 +42,20 @@ class EncoderReport:
     accelerated: bool
     reason: str | None
     layers: list[tuple[str, str]] = field(default_factory=list)
+    attention: str | None = None
+
+    def alike(self) -> list[tuple[int, str, str]]:
+        """Equal layers together: how many, their path with * for the numbers, and what computes them."""
+        counted = Counter((re.sub(r"\b\d+\b", "*", path), kernels) for path, kernels in self.layers)
+        return [(count, path, kernels) for (path, kernels), count in counted.items()]
 
     def __str__(self) -> str:
         name = f"{self.path or 'model'} ({self.class_name}"
         name += f", {self.family})" if self.family else ")"
         if not self.accelerated:
             return f"{name}: as transformers wrote it: {self.reason}"
-        lines = [f"{name}: packed"]
-        lines += [f"  {path}: {kernels}" for path, kernels in self.layers]
+        lines = [f"{name}: packed; attention implementation {self.attention!r}"]
+        lines += [f"  {count} x {path}: {kernels}" for count, path, kernels in self.alike()]
         return "\n".join(lines)
 
 
@@ -56,16 +66,22 @@ class Report:
     Attributes:
         cpu_isa: the instruction-set level that vleff's kernels use.
         encoders: every transformers model found inside.
+        linears: what computes the linear layers outside of packed layers (poolers, projections, heads, decoders),
+            and how many of them.
+        choices: the choice table in use.
     """
 
     cpu_isa: str
     encoders: list[EncoderReport]
+    linears: dict[str, int] = field(default_factory=dict)
+    choices: str = ""
 
     def __str__(self) -> str:
-        lines = [f"vleff kernels at instruction-set level {self.cpu_isa}"]
+        lines = [f"vleff kernels at instruction-set level {self.cpu_isa}; choice table: {self.choices}"]
         lines += [str(encoder) for encoder in self.encoders]
+        lines += [f"other linear layers: {count} x {kernel}" for kernel, count in self.linears.items()]
         if any(encoder.accelerated for encoder in self.encoders):
-            lines.append(_CALLS_AS_BEFORE)
+            lines.append(CALLS_AS_BEFORE)
         return "\n".join(lines)
 
 
@@ -80,7 +96,9 @@ def report_on(model: nn.Module) -> Report:
     ]
     if not encoders:
         encoders = [EncoderReport("", type(model).__name__, None, False, "it contains no transformers model")]
-    return Report(torch.ops.vleff.cpu_isa(), encoders)
+    in_layers = {inner for layer in model.modules() if isinstance(layer, PackedLayer) for inner in layer.modules()}
+    outside = [module for module in model.modules() if module not in in_layers]
+    return Report(torch.ops.vleff.cpu_isa(), encoders, _linears(outside), str(choices.table()))
 
 
 def _is_related(path: str, known: list[str]) -> bool:
@@ -98,14 +116,20 @@ def _report_on_base(path: str, base: PreTrainedModel, adapter: Adapter) -> Encod
         return EncoderReport(path, name, adapter.family, False, reason)
     prefix = f"{path}." if path else ""
     layers = [(prefix + at, _kernels(layer)) for at, layer in base.named_modules() if isinstance(layer, PackedLayer)]
-    return EncoderReport(path, name, adapter.family, True, None, layers)
+    return EncoderReport(path, name, adapter.family, True, None, layers, base.config._attn_implementation)
 
 
 def _kernels(layer: PackedLayer) -> str:
-    linears = Counter(
-        module.explain() if isinstance(module, FusedLinear) else "linear by torch"
-        for module in layer.modules()
-        if isinstance(module, nn.Linear)
+    linears = [f"{count} x {kernel}" for kernel, count in _linears(layer.modules()).items()]
+    return "; ".join(["token_gather_attention", "residual_layer_norm", *linears])
+
+
+def _linears(modules: Iterable[nn.Module]) -> dict[str, int]:
+    """What computes the linear layers among `modules`, and how many of them."""
+    return dict(
+        Counter(
+            module.explain() if isinstance(module, FusedLinear) else "linear by torch"
+            for module in modules
+            if isinstance(module, nn.Linear)
+        )
     )
-    kernels = ["token_gather_attention", "residual_layer_norm"]
-    return "; ".join(kernels + [f"{count} x {kernel}" for kernel, count in linears.items()])
