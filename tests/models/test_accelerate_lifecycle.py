@@ -29,7 +29,7 @@ def call(case, model):
 
 
 def close(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, expected, atol=1e-5 * max(1, expected.abs().max() / 4), rtol=1e-5)
 
 
 def test_accelerate_keeps_class_keys_and_parameters(any_case):

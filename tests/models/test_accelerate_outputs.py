@@ -134,7 +134,8 @@ def test_a_sample_does_not_depend_on_its_batch_mates(any_case, dtype):
         alone.inputs = {name: x[sample : sample + 1] for name, x in inputs.items()}
         single = tensors(alone.call(model))
         for name in single:
-            assert torch.equal(single[name][0], batched[name][sample]), (name, sample)
+            if single[name].shape[1:] == batched[name].shape[1:]:  # not between all pairs, as contrastive logits are
+                assert torch.equal(single[name][0], batched[name][sample]), (name, sample)
 
 
 def test_a_model_around_models(bert_case):

@@ -26,11 +26,13 @@ class PackedEncoder(nn.Module):
     layers_name: ClassVar[str] = "layer"  # of the ModuleList of PackedLayers
     # whether the family computes attention by itself, with a mask to add, past transformers' registry
     own_attention: ClassVar[bool] = False
+    # whether its calls say is_causal=True, and a token then sees only tokens up to its own
+    passes_is_causal: ClassVar[bool] = False
     config: Any
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [batch, length, d]; runs packed with a bool mask [batch, length] or none."""
-        if not runs_packed(hidden_states, attention_mask, args, kwargs):
+        if not runs_packed(hidden_states, attention_mask, args, kwargs, self.passes_is_causal):
             if self.own_attention:
                 attention_mask = additive_mask(attention_mask, hidden_states.dtype)
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
@@ -44,17 +46,17 @@ class PackedEncoder(nn.Module):
 
     def context(self, batch: RaggedBatch) -> PackedContext:
         """What the layers have to know of a call with these samples."""
-        return PackedContext(batch)
+        return PackedContext(batch, causal=self.passes_is_causal)
 
     def forward_packed(self, batch: RaggedBatch, context: PackedContext) -> RaggedBatch:
         """Runs all layers."""
         self.pack_weights()
         values = batch.values
-        for layer in self.layers():
+        for layer in self.packed_layers():
             values = layer(values, context)
         return batch.replace(values)
 
-    def layers(self) -> list[PackedLayer]:
+    def packed_layers(self) -> list[PackedLayer]:
         """The layers, in their order."""
         return list(getattr(self, self.layers_name))
 
@@ -64,7 +66,7 @@ class PackedEncoder(nn.Module):
 
     def _layers_are_watched(self, arguments: dict[str, Any]) -> bool:
         watched = arguments.get("output_hidden_states", self.config.output_hidden_states)
-        return bool(watched) or any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.layers())
+        return bool(watched) or any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.packed_layers())
 
 
 def pack_weights(root: nn.Module) -> None:

@@ -17,7 +17,7 @@ from vleff.ops.residual_layer_norm import residual_layer_norm
 from vleff.ops.token_gather_attention import token_gather_attention
 
 _PACKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_UNCOVERED_FLAGS = ("output_attentions", "is_causal", "use_cache")
+_UNCOVERED_FLAGS = ("output_attentions", "use_cache")
 _UNCOVERED_TENSORS = ("encoder_hidden_states", "past_key_values")
 
 
@@ -84,6 +84,8 @@ class PackedLayer(nn.Module):
     returns_tuple: ClassVar[bool] = False
     # whether the family computes attention by itself, with a mask to add, past transformers' registry
     own_attention: ClassVar[bool] = False
+    # whether its calls say is_causal=True, and a token then sees only tokens up to its own
+    passes_is_causal: ClassVar[bool] = False
 
     @staticmethod
     def unsupported(layer: Any) -> str | None:
@@ -107,12 +109,14 @@ class PackedLayer(nn.Module):
         """hidden_states [total_tokens, d] with a PackedContext for the mask, or as transformers passes them."""
         if isinstance(attention_mask, PackedContext):
             return self.forward_packed(hidden_states, attention_mask)
-        if not runs_packed(hidden_states, attention_mask, args, kwargs) or self.has_inner_hooks():
+        covered = runs_packed(hidden_states, attention_mask, args, kwargs, self.passes_is_causal)
+        if not covered or self.has_inner_hooks():
             if self.own_attention:
                 attention_mask = additive_mask(attention_mask, hidden_states.dtype)
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         batch = RaggedBatch.pack(hidden_states, attention_mask)
-        output = batch.replace(self.forward_packed(batch.values, PackedContext(batch))).unpack()
+        context = PackedContext(batch, causal=self.passes_is_causal)
+        output = batch.replace(self.forward_packed(batch.values, context)).unpack()
         return (output,) if self.returns_tuple else output
 
     def has_inner_hooks(self) -> bool:
@@ -163,12 +167,21 @@ class PreNormLayer(PackedLayer):
 
 
 def runs_packed(
-    hidden_states: torch.Tensor, attention_mask: Any, positional: tuple[Any, ...], arguments: dict[str, Any]
+    hidden_states: torch.Tensor,
+    attention_mask: Any,
+    positional: tuple[Any, ...],
+    arguments: dict[str, Any],
+    is_causal: bool = False,
 ) -> bool:
-    """Whether an encoder or layer call with these arguments is one that the packed computation covers."""
+    """Whether an encoder or layer call with these arguments is one that the packed computation covers.
+
+    Args:
+        is_causal: what the call's argument of that name has to be.
+    """
     return (
         all(argument is None for argument in positional)
         and is_padding_mask(attention_mask)
+        and bool(arguments.get("is_causal")) == is_causal
         and not any(arguments.get(name) for name in _UNCOVERED_FLAGS)
         and all(arguments.get(name) is None for name in _UNCOVERED_TENSORS)
         and hidden_states.device.type == "cpu"
