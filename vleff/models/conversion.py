@@ -49,7 +49,7 @@ def unsupported(base: PreTrainedModel, adapter: Adapter) -> str | None:
         return "its config asks for attention weights (config.output_attentions), which are never built"
     for original, packed in adapter.packed_classes.items():
         modules = [module for module in base.modules() if isinstance(module, original)]
-        if not modules and issubclass(packed, PackedLayer):
+        if not modules and issubclass(packed, PackedLayer) and not packed.optional:
             return f"it has no {original.__name__}"
         for module in modules:
             if type(module) not in (original, packed):

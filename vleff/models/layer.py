@@ -86,6 +86,8 @@ class PackedLayer(nn.Module):
     own_attention: ClassVar[bool] = False
     # whether its calls say is_causal=True, and a token then sees only tokens up to its own
     passes_is_causal: ClassVar[bool] = False
+    # whether a model may do without it: a pooling head that its config leaves out
+    optional: ClassVar[bool] = False
 
     @staticmethod
     def unsupported(layer: Any) -> str | None:
