@@ -64,7 +64,7 @@ def convert(model: nn.Module, base: PreTrainedModel, adapter: Adapter) -> None:
     """Exchanges classes, linears and attention implementation of `base` and its head, if any, in `model`."""
     warn_if_unchecked(adapter.family, adapter.checked_versions)
     conversion = Conversion(base.config._attn_implementation)
-    base.set_attn_implementation(implementations(adapter.causal)[conversion.attention_implementation])
+    _set_attention(base, implementations(adapter.causal)[conversion.attention_implementation])
     for module in list(base.modules()):
         module.__class__ = adapter.packed_classes.get(type(module), type(module))
         if isinstance(module, PackedLayer):
@@ -86,7 +86,14 @@ def revert(base: PreTrainedModel, adapter: Adapter) -> None:
     original_classes = {packed: original for original, packed in adapter.packed_classes.items()}
     for module in base.modules():
         module.__class__ = original_classes.get(type(module), type(module))
-    base.set_attn_implementation(conversion.attention_implementation)
+    _set_attention(base, conversion.attention_implementation)
+
+
+def _set_attention(base: PreTrainedModel, implementation: str) -> None:
+    if base._can_set_attn_implementation():
+        base.set_attn_implementation(implementation)
+    else:  # a family with attention of its own: only its masks are made by the implementation's name
+        base.config._attn_implementation_internal = implementation
 
 
 def _models_around(base: PreTrainedModel, model: nn.Module) -> list[PreTrainedModel]:

@@ -181,7 +181,7 @@ def runs_packed(
         is_causal: what the call's argument of that name has to be.
     """
     return (
-        all(argument is None for argument in positional)
+        all(argument is None or argument is False for argument in positional)
         and is_padding_mask(attention_mask)
         and bool(arguments.get("is_causal")) == is_causal
         and not any(arguments.get(name) for name in _UNCOVERED_FLAGS)
