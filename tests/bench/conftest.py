@@ -32,3 +32,14 @@ def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = transformers.ViTConfig(image_size=64, patch_size=16, **SIZES)
     transformers.ViTModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vilt(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local model directory: two small ViLT layers, and the tokenizer of `tiny_bert`."""
+    folder = tmp_path_factory.mktemp("tiny-vilt")
+    transformers.AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    torch.manual_seed(0)
+    size = transformers.AutoConfig.from_pretrained(tiny_bert).vocab_size
+    transformers.ViltModel(transformers.ViltConfig(vocab_size=size, **SIZES)).save_pretrained(folder)
+    return folder

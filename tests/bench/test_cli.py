@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from vleff.bench import engines
 from vleff.cli import app
 
 ONE_THREAD = ("--threads", "1")  # small models suffer from threads that wait for busy cores
@@ -72,6 +73,65 @@ def test_bench_measures_photos(tiny_vit: Path, tmp_path: Path) -> None:
     assert cell["matches"]["vleff"]["ok"]
     assert cell["flop_ratio"] == 1
     assert (cell["mean_length"], cell["padded_length"]) == (17, 17)
+
+
+def test_bench_measures_questions_with_photos(tiny_vilt: Path, tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="photos need Pillow")
+    options = ("--batch", "1,3", "--budget", 0.05, *ONE_THREAD, "--output", tmp_path)
+    result = invoke("bench", "--model", tiny_vilt, *options)
+    assert result.exit_code == 0, result.output
+    assert "SQuAD questions" in words(result)
+    assert "in mixed sizes" in words(result)
+    content = only_json(tmp_path)
+    assert [(cell["dtype"], cell["batch"]) for cell in content["cells"]] == [
+        ("fp32", 1),
+        ("fp32", 3),
+        ("bf16", 1),
+        ("bf16", 3),
+    ]
+    for cell in content["cells"]:
+        assert cell["matches"]["vleff"]["ok"], cell
+        assert (cell["flop_ratio"] > 1) == (cell["batch"] > 1)
+        assert (cell["padded_length"] > cell["mean_length"]) == (cell["batch"] > 1)
+
+
+def test_engine_that_cannot_convert_the_model_is_reported(
+    tiny_vilt: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("PIL", reason="photos need Pillow")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is optional")
+    pytest.importorskip("onnx", reason="onnx is optional")
+    options = ("--against", "onnxruntime", "--images", "square", "--output", tmp_path)
+    result = invoke("bench", "--model", tiny_vilt, *QUICK, *options)
+    assert result.exit_code == 0, result.output
+    assert "384 x 384 pixels" in words(result)
+    content = only_json(tmp_path)
+    assert set(content["cells"][0]["times"]) == {"dense", "vleff"}
+    assert "cannot be converted to ONNX" in content["unavailable"]["onnxruntime (fp32)"]
+    assert len(content["unavailable"]["onnxruntime (fp32)"]) < 400
+    assert "cannot be converted to ONNX" in words(result)
+    assert "scope: " not in capfd.readouterr().out  # the exporter's graph
+
+
+def test_engine_that_fails_on_a_batch_is_left_out_there(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_one_shape(model: torch.nn.Module, example: engines.Inputs) -> engines.Engine:
+        def run(inputs: engines.Inputs) -> engines.HiddenStates:
+            if inputs["input_ids"].shape != example["input_ids"].shape:
+                raise RuntimeError("made for\nanother shape")
+            return engines.dense(model, example)(inputs)
+
+        return run
+
+    monkeypatch.setitem(engines.OTHERS, "compile", of_one_shape)
+    result = invoke(
+        "bench", "--model", tiny_bert, *QUICK, "--batch", "1,8", "--against", "compile", "--output", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    content = only_json(tmp_path)
+    assert [set(cell["times"]) for cell in content["cells"]] == [{"dense", "vleff"}, {"dense", "vleff", "compile"}]
+    assert content["unavailable"] == {"compile (fp32, batch 1)": "it fails: made for another shape"}
 
 
 def test_bench_against_another_engine(tiny_vit: Path, tmp_path: Path) -> None:
@@ -149,6 +209,7 @@ def test_interruption_keeps_what_was_measured(tiny_bert: Path, tmp_path: Path) -
         (("--against", "tvm"), "against: expected some of compile, openvino, onnxruntime, got 'tvm'"),
         (("--budget", "0"), "budget: expected a positive number of seconds"),
         (("--threads", "0"), "threads: expected at least 1, got 0"),
+        (("--images", "round"), "images: expected mixed or square, got 'round'"),
         (("--data", "nowhere.json"), "data: nowhere.json does not exist"),
         (("--photos", "nowhere"), "photos: nowhere does not exist"),
     ],

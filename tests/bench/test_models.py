@@ -10,6 +10,10 @@ PARAMETERS = {
     "roberta-base": 124.6,
     "distilbert-base": 66.4,
     "vit-base": 86.4,
+    "vilt": 111.6,
+    "bridgetower": 326.3,
+    "blip": 223.3,  # without the decoder
+    "clip": 149.6,
 }  # millions
 
 
@@ -41,6 +45,8 @@ def test_paragraphs_of_the_user(tiny_bert: Path, tmp_path: Path) -> None:
 def test_wrong_kind_of_input_is_named(tiny_bert: Path, tiny_vit: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"photos: .* reads text"):
         samples_for(load_model(str(tiny_bert)), data=None, photos=tmp_path, seed=0)
+    with pytest.raises(ValueError, match=r"images: .* does not take"):
+        samples_for(load_model(str(tiny_bert)), data=None, photos=None, seed=0, images="mixed")
     with pytest.raises(ValueError, match=r"data: .* reads images"):
         samples_for(load_model(str(tiny_vit)), data=tmp_path / "a.json", photos=None, seed=0)
 

@@ -7,11 +7,12 @@ import torch
 import transformers
 
 from vleff.bench import engines
+from vleff.bench.blip_vqa import BlipVqaEncoders
 from vleff.bench.flops import FlopCount
 from vleff.bench.inputs import Batch, bert_question_ids
 from vleff.bench.matching import match, reference_outputs
 from vleff.bench.models import LoadedModel, load_model, samples_for
-from vleff.bench.pairs import BlipVqaEncoders, PairFormat, pair_format, pair_samples, with_special_tokens
+from vleff.bench.pairs import PairFormat, pair_format, pair_samples, with_special_tokens
 from vleff.bench.photos import Photos
 
 pytest.importorskip("PIL", reason="photos need Pillow")

@@ -1,8 +1,10 @@
 """The engines that `vleff bench` compares, all in the same dtype and on the same threads."""
 
 import copy
+import os
 import shutil
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,7 +108,7 @@ def onnxruntime(model: nn.Module, example: Inputs) -> Engine:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "model.onnx")
-        with _converting("ONNX"):
+        with _converting("ONNX"), _without_stdout():  # the exporter prints the graph of a model that it fails on
             torch.onnx.export(
                 _HiddenStatesOnly(copy.deepcopy(model), names),
                 tuple(example.values()),
@@ -133,6 +135,11 @@ OTHERS: dict[str, Callable[[nn.Module, Inputs], Engine]] = {
 }
 
 
+def reason(error: Exception) -> str:
+    """The beginning of an error's message, on one line; its class if it has none."""
+    return textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
+
+
 @contextmanager
 def _converting(format: str) -> Iterator[None]:
     """Says that the model cannot be converted, whatever the tracer stumbles over."""
@@ -141,12 +148,20 @@ def _converting(format: str) -> Iterator[None]:
             warnings.simplefilter("ignore")  # the tracer warns about branches on shapes
             yield
     except Exception as error:
-        raise EngineUnavailableError(f"the model cannot be converted to {format}: {first_line(error)}") from error
+        raise EngineUnavailableError(f"the model cannot be converted to {format}: {reason(error)}") from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+@contextmanager
+def _without_stdout() -> Iterator[None]:
+    """Drops what is printed, by compiled code as well."""
+    with open(os.devnull, "w") as nowhere:
+        stdout = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
 
 
 class _HiddenStatesOnly(nn.Module):

@@ -17,7 +17,7 @@ from vleff.bench.inputs import (
     text_samples,
     tokenize,
 )
-from vleff.bench.pairs import PAIR_MODELS, pair_format, pair_samples, with_special_tokens
+from vleff.bench.pairs import PAIR_MODELS, pair_format, pair_model_class, pair_samples, with_special_tokens
 from vleff.bench.photos import Photos, photo_samples
 
 
@@ -99,13 +99,16 @@ def load_model(name: str, seed: int = 0) -> LoadedModel:
     if name in PRESETS:
         torch.manual_seed(seed)
         config = PRESETS[name].config()
-        pair_model = PAIR_MODELS.get(config.model_type)
-        model = pair_model()(config) if pair_model else transformers.AutoModel.from_config(config, dtype=torch.float32)
+        if config.model_type in PAIR_MODELS:
+            model = pair_model_class(config)(config)
+        else:
+            model = transformers.AutoModel.from_config(config, dtype=torch.float32)
         weights = f"random weights (seed {seed}) in the size of {PRESETS[name].hub_name}"
         return LoadedModel(name, model.eval(), weights)
     try:
-        pair_model = PAIR_MODELS.get(transformers.AutoConfig.from_pretrained(name).model_type)
-        model = (pair_model() if pair_model else transformers.AutoModel).from_pretrained(name, dtype=torch.float32)
+        config = transformers.AutoConfig.from_pretrained(name)
+        model_class = pair_model_class(config) if config.model_type in PAIR_MODELS else transformers.AutoModel
+        model = model_class.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -2,50 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import BlipConfig, BlipForQuestionAnswering, BridgeTowerModel, CLIPModel, PreTrainedConfig, ViltModel
+from torch import Tensor
+from transformers import PreTrainedConfig
 
 from vleff.bench.inputs import Batch, Samples, pad_texts
 from vleff.bench.photos import EDGE_UNIT, Photos
 
-
-class BlipVqaEncoders(BlipForQuestionAnswering):
-    """BLIP for visual question answering without its decoder: the vision model and the question encoder."""
-
-    def __init__(self, config: BlipConfig) -> None:
-        super().__init__(config)
-        del self.text_decoder
-
-    def forward(
-        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The states [batch, length, d] of the question, which attends to the image, and of the image."""
-        image = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        question = self.text_encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            encoder_hidden_states=image,
-            encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.int64, device=image.device),
-        )
-        return question.last_hidden_state, image
-
-
-def _meter() -> type[nn.Module]:
-    from vleff.models.meter import MeterModel
-
-    return MeterModel
-
-
-# transformers' name of the family -> the class that is measured
-PAIR_MODELS: dict[str, Callable[[], Any]] = {
-    "blip": lambda: BlipVqaEncoders,
-    "bridgetower": lambda: BridgeTowerModel,
-    "clip": lambda: CLIPModel,
-    "meter": _meter,
-    "vilt": lambda: ViltModel,
+# transformers' name of the family -> module and name of the class that is measured, imported when it is needed
+PAIR_MODELS = {
+    "blip": ("vleff.bench.blip_vqa", "BlipVqaEncoders"),
+    "bridgetower": ("transformers", "BridgeTowerModel"),
+    "clip": ("transformers", "CLIPModel"),
+    "meter": ("vleff.models.meter", "MeterModel"),
+    "vilt": ("transformers", "ViltModel"),
 }
 _OF_BERT_VOCABULARY = ("blip", "vilt")
 _OF_ROBERTA_POSITIONS = ("bridgetower", "meter")
@@ -69,6 +42,12 @@ class PairFormat:
     image_size: int
     image_tokens: int
     one_sequence: bool = False
+
+
+def pair_model_class(config: PreTrainedConfig) -> Any:
+    """The class that is measured of a family in `PAIR_MODELS`."""
+    module, name = PAIR_MODELS[config.model_type]
+    return getattr(import_module(module), name)
 
 
 def pair_format(config: PreTrainedConfig) -> PairFormat:

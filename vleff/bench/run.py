@@ -162,7 +162,7 @@ def _outputs(
         except Exception as error:
             if name in (BASELINE, OURS):
                 raise
-            unavailable[f"{name} ({where})"] = f"it fails: {engines.first_line(error)}"
+            unavailable[f"{name} ({where})"] = f"it fails: {engines.reason(error)}"
     return outputs
 
 
