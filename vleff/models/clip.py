@@ -5,7 +5,6 @@ Both have the same pre-norm layers and the same encoder class; the text model pa
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPEncoderLayer, CLIPTextModel, CLIPVisionModel
@@ -54,10 +53,10 @@ class CLIPLikeEncoder(PackedEncoder):
     output_class = BaseModelOutput
     layers_name = "layers"
 
-    def forward(self, *arguments: Any, inputs_embeds: torch.Tensor | None = None, **named: Any) -> Any:
+    def forward(self, *args: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         """As of PackedEncoder; the hidden states may be named `inputs_embeds`."""
         states = () if inputs_embeds is None else (inputs_embeds,)
-        return super().forward(*states, *arguments, **named)
+        return super().forward(*states, *args, **kwargs)
 
 
 class PackedCLIPLayer(CLIPLikeLayer, CLIPEncoderLayer):

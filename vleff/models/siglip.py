@@ -35,12 +35,12 @@ from vleff.ops.token_gather_attention import token_gather_attention
 class SiglipLikeTextEncoder(CLIPLikeEncoder):
     """The text model reads the last position, padding or not: what that sees of the text is its result."""
 
-    def forward(self, *arguments: Any, attention_mask: Any = None, **named: Any) -> Any:
+    def forward(self, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         """As of CLIPLikeEncoder; runs packed where no sample's last position is padding, or without a mask."""
         if attention_mask is not None and is_padding_mask(attention_mask) and not _sees_last(attention_mask):
-            dtype = named["inputs_embeds"].dtype
-            attention_mask = additive_mask(attention_mask, dtype)
-        return super().forward(*arguments, attention_mask=attention_mask, **named)
+            states = args[0] if args else kwargs["inputs_embeds"]
+            attention_mask = additive_mask(attention_mask, states.dtype)
+        return super().forward(*args, attention_mask=attention_mask, **kwargs)
 
 
 class AttentionPooling(PackedLayer):
