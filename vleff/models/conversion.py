@@ -63,8 +63,10 @@ def unsupported(base: PreTrainedModel, adapter: Adapter) -> str | None:
 def convert(model: nn.Module, base: PreTrainedModel, adapter: Adapter) -> None:
     """Exchanges classes, linears and attention implementation of `base` and its head, if any, in `model`."""
     warn_if_unchecked(adapter.family, adapter.checked_versions)
-    conversion = Conversion(base.config._attn_implementation)
-    _set_attention(base, implementations(adapter.causal)[conversion.attention_implementation])
+    ours, current = implementations(adapter.causal), base.config._attn_implementation
+    # it is ours already where another base model shares the config
+    conversion = Conversion(next((name for name, own in ours.items() if own == current), current))
+    _set_attention(base, ours[conversion.attention_implementation])
     for module in list(base.modules()):
         module.__class__ = adapter.packed_classes.get(type(module), type(module))
         if isinstance(module, PackedLayer):

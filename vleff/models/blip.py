@@ -1,0 +1,195 @@
+"""BLIP: its vision model and its text model, which may attend to an image as well.
+
+The cross attention of transformers ignores `encoder_attention_mask`; an accelerated model obeys it.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.blip.modeling_blip import BlipEncoder, BlipEncoderLayer, BlipVisionModel
+from transformers.models.blip.modeling_blip_text import (
+    BlipTextEncoder,
+    BlipTextLayer,
+    BlipTextModel,
+    BlipTextSelfAttention,
+)
+
+from vleff.models.bert import bert_like_feed_forward
+from vleff.models.clip import CLIPLikeEncoder
+from vleff.models.encoder import PackedEncoder
+from vleff.models.layer import (
+    AttentionParts,
+    FeedForwardParts,
+    LayerParts,
+    PackedContext,
+    PostNormLayer,
+    PreNormLayer,
+    additive_mask,
+    is_padding_mask,
+    runs_packed,
+)
+from vleff.models.registry import Adapter, register
+from vleff.nn.ragged import RaggedBatch
+
+
+class _LayerWithMask(BlipEncoderLayer):
+    def forward(self, hidden_states: torch.Tensor, attention_mask: None = None, **kwargs: Any) -> Any:
+        return super().forward(hidden_states, **kwargs)
+
+
+class _EncoderWithMask(BlipEncoder):
+    def forward(self, hidden_states: torch.Tensor, attention_mask: None = None, **kwargs: Any) -> Any:
+        return super().forward(hidden_states, **kwargs)
+
+
+class PackedBlipVisionLayer(PreNormLayer, _LayerWithMask):
+    def parts(self) -> LayerParts:
+        attention, feed_forward = self.self_attn, self.mlp
+        return LayerParts(
+            AttentionParts(
+                qkv=attention.qkv,
+                head_dim=attention.head_dim,
+                scale=attention.scale,
+                dropout=attention.dropout.p,
+                output=attention.projection,
+                norm=self.layer_norm1,
+            ),
+            FeedForwardParts(
+                intermediate=feed_forward.fc1,
+                activation=feed_forward.activation_fn,
+                output=feed_forward.fc2,
+                norm=self.layer_norm2,
+            ),
+        )
+
+    def uncalled(self) -> tuple[nn.Module, ...]:
+        return self.layer_norm1, self.self_attn, self.layer_norm2, self.mlp
+
+
+class PackedBlipVisionEncoder(CLIPLikeEncoder, _EncoderWithMask):
+    pass
+
+
+class PackedBlipTextSelfAttention(BlipTextSelfAttention):
+    """Lets a layer's mask of the memory through to its cross attention."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if encoder_hidden_states is not None and encoder_attention_mask is None:
+            encoder_attention_mask = attention_mask
+        return super().forward(hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, **kwargs)
+
+
+class PackedBlipTextLayer(PostNormLayer, BlipTextLayer):
+    def parts(self) -> LayerParts:
+        return LayerParts(
+            _attention_parts(self.attention),
+            bert_like_feed_forward(self),
+            _attention_parts(self.crossattention) if hasattr(self, "crossattention") else None,
+        )
+
+    def uncalled(self) -> tuple[nn.Module, ...]:
+        found: list[nn.Module] = [self.intermediate, self.output, self.output.LayerNorm]
+        for attention in (self.attention, getattr(self, "crossattention", None)):
+            if attention is not None:
+                found += [attention, attention.self, attention.output, attention.output.LayerNorm]
+        return tuple(found)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As of PackedLayer, the context in the place of `encoder_hidden_states`."""
+        if isinstance(encoder_hidden_states, PackedContext):
+            return self.forward_packed(hidden_states, encoder_hidden_states)
+        if not _covers(hidden_states, attention_mask, encoder_attention_mask, kwargs) or self.has_inner_hooks():
+            return BlipTextLayer.forward(
+                self,
+                hidden_states,
+                encoder_hidden_states,
+                additive_mask(attention_mask, hidden_states.dtype),
+                additive_mask(encoder_attention_mask, hidden_states.dtype),
+                **kwargs,
+            )
+        batch = RaggedBatch.pack(hidden_states, attention_mask)
+        context = PackedContext(batch, memory=_memory(encoder_hidden_states, encoder_attention_mask))
+        return batch.replace(self.forward_packed(batch.values, context)).unpack()
+
+
+class PackedBlipTextEncoder(PackedEncoder, BlipTextEncoder):
+    output_class = BaseModelOutputWithPastAndCrossAttentions
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As of PackedEncoder; runs packed with a memory, too, whose mask is bool [batch, length] or None."""
+        covered = _covers(hidden_states, attention_mask, encoder_attention_mask, kwargs)
+        if not covered or self._layers_are_watched(kwargs):
+            if covered and attention_mask is not None:
+                hidden_states = hidden_states.masked_fill(~attention_mask[:, :, None], 0)
+            return BlipTextEncoder.forward(
+                self, hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, **kwargs
+            )
+        batch = RaggedBatch.pack(hidden_states, attention_mask)
+        context = PackedContext(batch, memory=_memory(encoder_hidden_states, encoder_attention_mask))
+        return self.output_class(last_hidden_state=self.forward_packed(batch, context).unpack())
+
+
+def _covers(hidden_states: torch.Tensor, mask: Any, memory_mask: Any, arguments: dict[str, Any]) -> bool:
+    return runs_packed(hidden_states, mask, (), arguments) and is_padding_mask(memory_mask)
+
+
+def _memory(states: torch.Tensor | None, mask: torch.Tensor | None) -> RaggedBatch | None:
+    return None if states is None else RaggedBatch.pack(states, mask)
+
+
+def _attention_parts(attention: Any) -> AttentionParts:
+    own, output = attention.self, attention.output
+    return AttentionParts(
+        query=own.query,
+        key=own.key,
+        value=own.value,
+        head_dim=own.attention_head_size,
+        scale=own.attention_head_size**-0.5,
+        dropout=own.dropout.p,
+        output=output.dense,
+        output_dropout=output.dropout.p,
+        norm=output.LayerNorm,
+    )
+
+
+register(
+    Adapter(
+        "BLIP vision",
+        BlipVisionModel,
+        {BlipEncoder: PackedBlipVisionEncoder, BlipEncoderLayer: PackedBlipVisionLayer},
+    )
+)
+register(
+    Adapter(
+        "BLIP text",
+        BlipTextModel,
+        {
+            BlipTextEncoder: PackedBlipTextEncoder,
+            BlipTextLayer: PackedBlipTextLayer,
+            BlipTextSelfAttention: PackedBlipTextSelfAttention,
+        },
+    )
+)
