@@ -46,12 +46,15 @@ class Case:
 
 
 def tensors(output: object, name: str = "") -> dict[str, torch.Tensor]:
-    """The floating-point tensors in an output, by their path, those in nested outputs included."""
+    """The floating-point tensors in an output, by their path, those in nested outputs included.
+
+    Attention weights are left out: BridgeTower returns them unasked, accelerated only where they are asked for.
+    """
     if isinstance(output, torch.Tensor):
         return {name: output} if output.is_floating_point() else {}
     items: list[tuple[str, object]] = []
     if isinstance(output, ModelOutput):
-        items = list(output.items())
+        items = [(key, item) for key, item in output.items() if key != "attentions"]
     elif isinstance(output, list | tuple):
         items = [(str(number), item) for number, item in enumerate(output)]
     found = {}

@@ -11,6 +11,22 @@ from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, Pos
 from vleff.models.registry import Adapter, register
 
 
+def bert_like_attention(attention: Any) -> AttentionParts:
+    """An attention block with BERT's names."""
+    own, output = attention.self, attention.output
+    return AttentionParts(
+        query=own.query,
+        key=own.key,
+        value=own.value,
+        head_dim=own.attention_head_size,
+        scale=own.attention_head_size**-0.5,
+        dropout=own.dropout.p,
+        output=output.dense,
+        output_dropout=output.dropout.p,
+        norm=output.LayerNorm,
+    )
+
+
 def bert_like_feed_forward(layer: Any) -> FeedForwardParts:
     """The feed-forward block of a layer with BERT's names."""
     return FeedForwardParts(
@@ -30,21 +46,7 @@ class BertLikeLayer(PostNormLayer):
     output: Any
 
     def parts(self) -> LayerParts:
-        attention, projection = self.attention.self, self.attention.output
-        return LayerParts(
-            AttentionParts(
-                query=attention.query,
-                key=attention.key,
-                value=attention.value,
-                head_dim=attention.attention_head_size,
-                scale=attention.scaling,
-                dropout=attention.dropout.p,
-                output=projection.dense,
-                output_dropout=projection.dropout.p,
-                norm=projection.LayerNorm,
-            ),
-            bert_like_feed_forward(self),
-        )
+        return LayerParts(bert_like_attention(self.attention), bert_like_feed_forward(self))
 
     def uncalled(self) -> tuple[nn.Module, ...]:
         attention, projection, output = self.attention, self.attention.output, self.output

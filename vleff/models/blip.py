@@ -16,7 +16,7 @@ from transformers.models.blip.modeling_blip_text import (
     BlipTextSelfAttention,
 )
 
-from vleff.models.bert import bert_like_feed_forward
+from vleff.models.bert import bert_like_attention, bert_like_feed_forward
 from vleff.models.clip import CLIPLikeEncoder
 from vleff.models.encoder import PackedEncoder
 from vleff.models.layer import (
@@ -91,9 +91,9 @@ class PackedBlipTextSelfAttention(BlipTextSelfAttention):
 class PackedBlipTextLayer(PostNormLayer, BlipTextLayer):
     def parts(self) -> LayerParts:
         return LayerParts(
-            _attention_parts(self.attention),
+            bert_like_attention(self.attention),
             bert_like_feed_forward(self),
-            _attention_parts(self.crossattention) if hasattr(self, "crossattention") else None,
+            bert_like_attention(self.crossattention) if hasattr(self, "crossattention") else None,
         )
 
     def uncalled(self) -> tuple[nn.Module, ...]:
@@ -158,21 +158,6 @@ def _covers(hidden_states: torch.Tensor, mask: Any, memory_mask: Any, arguments:
 
 def _memory(states: torch.Tensor | None, mask: torch.Tensor | None) -> RaggedBatch | None:
     return None if states is None else RaggedBatch.pack(states, mask)
-
-
-def _attention_parts(attention: Any) -> AttentionParts:
-    own, output = attention.self, attention.output
-    return AttentionParts(
-        query=own.query,
-        key=own.key,
-        value=own.value,
-        head_dim=own.attention_head_size,
-        scale=own.attention_head_size**-0.5,
-        dropout=own.dropout.p,
-        output=output.dense,
-        output_dropout=output.dropout.p,
-        norm=output.LayerNorm,
-    )
 
 
 register(

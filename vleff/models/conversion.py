@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation, QuickGELUActivation
 
@@ -138,4 +139,4 @@ def _modules_outside_of_base_models(root: nn.Module) -> list[nn.Module]:
 
 
 def _is_fusible(module: Any) -> TypeGuard[nn.Linear]:
-    return type(module) is nn.Linear and not has_hooks(module)
+    return type(module) in (nn.Linear, NonDynamicallyQuantizableLinear) and not has_hooks(module)

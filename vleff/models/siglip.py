@@ -104,7 +104,7 @@ class AttentionPooling(PackedLayer):
             1,
             batch.max_length,
         )
-        pooled = fused_linear(attended.flatten(1), attention.out_proj.weight, attention.out_proj.bias)
+        pooled = attention.out_proj(attended.flatten(1))
         hidden = expand(feed_forward, normalize(self.layernorm, pooled), self.training, project=False)
         return project_and_add(feed_forward.output, hidden, 0.0, self.training, pooled)
 

@@ -12,7 +12,6 @@ import vleff._library  # noqa: F401  registers torch.ops.vleff
 from vleff.ops.fused_linear import activate
 from vleff.ops.masked_structure import MaskedStructure
 
-
 Transposed = tuple[MaskedStructure, Tensor]
 
 

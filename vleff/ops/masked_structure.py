@@ -173,7 +173,7 @@ def _flatten(structure: MaskedStructure) -> tuple[list[Any], tuple[int, ...]]:
     return [getattr(structure, name) for name in _TENSORS], sizes
 
 
-def _unflatten(tensors: Any, sizes: tuple[int, ...]) -> MaskedStructure:
+def _unflatten(tensors: Any, sizes: Any) -> MaskedStructure:
     return MaskedStructure(*sizes, *tensors)
 
 
