@@ -4,10 +4,13 @@ import numpy
 import pytest
 import torch
 from model_cases import make_case, text_inputs
+from model_cases.siglip2 import image_inputs
 from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
     CLIPTokenizer,
+    Siglip2Model,
+    Siglip2VisionModel,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -173,6 +176,18 @@ def test_zero_shot_pipeline():
         assert scores(model, **kind) == pytest.approx(plain, rel=1e-5)
 
 
+@ATTENTION
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_of_several_shapes(attention, dtype):
+    """SigLIP 2 pads the patches of smaller images; in float64 everything runs as before, with the same mask."""
+    models = [model.to(dtype) for model in pair(Siglip2Model, attention)]
+    images = image_inputs((3, 4), (5, 5), (2, 3), (4, 6))
+    images["pixel_values"] = images["pixel_values"].to(dtype)
+    expected, actual = outputs(models, **images, **text_inputs())
+    for name in ("image_embeds", "text_embeds", "logits_per_image"):
+        assert_agree(actual[name], expected[name])
+
+
 @pytest.fixture
 def fresh_dynamo():
     torch._dynamo.reset()
@@ -193,6 +208,19 @@ def test_one_graph_for_all_token_counts(model_class):
             expected, actual = case.call(model), case.call(compiled)
             name = "logits_per_text" if model_class is SiglipModel else "pooler_output"
             torch.testing.assert_close(actual[name], expected[name], atol=1e-4, rtol=1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_one_graph_for_all_image_shapes():
+    case = make_case(Siglip2VisionModel)
+    model = vleff.accelerate(case.model)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for shapes in [[(3, 4), (5, 5), (2, 3), (4, 6)], [(1, 1), (2, 2), (5, 4), (5, 5)], [(5, 5)] * 4]:
+        case.inputs = image_inputs(*shapes)
+        expected, actual = case.call(model), case.call(compiled)
+        torch.testing.assert_close(actual.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
     assert counter.frame_count == 1
 
 
