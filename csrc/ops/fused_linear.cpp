@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
@@ -154,11 +155,15 @@ void check(const Tensor& input, const Tensor& weight, const OptionalTensor& bias
   }
 }
 
-// [rows, width] -> [fewest_rows, width], the new rows 0
+// [rows, width], contiguous -> [fewest_rows, width], the new rows 0. By hand: with a few rows, calls of
+// torch's ops would take a tenth of the time.
 Tensor padded(const Tensor& rows) {
-  Tensor all = torch::stable::new_zeros(rows, {fewest_rows, rows.size(1)});
-  Tensor first = torch::stable::narrow(all, 0, 0, rows.size(0));
-  torch::stable::copy_(first, rows);
+  Tensor all = torch::stable::new_empty(rows, {fewest_rows, rows.size(1)});
+  const int64_t row_bytes = rows.size(1) * static_cast<int64_t>(rows.element_size());
+  const int64_t bytes = rows.size(0) * row_bytes;
+  char* data = static_cast<char*>(all.mutable_data_ptr());
+  std::memcpy(data, rows.const_data_ptr(), bytes);
+  std::memset(data + bytes, 0, fewest_rows * row_bytes - bytes);
   return all;
 }
 
