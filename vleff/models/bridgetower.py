@@ -17,7 +17,7 @@ from transformers.models.bridgetower.modeling_bridgetower import (
 from transformers.utils import can_return_tuple
 
 from vleff.models.bert import BertLikeEncoder, BertLikeLayer, bert_like_attention, bert_like_feed_forward
-from vleff.models.encoder import pack_weights
+from vleff.models.encoder import PackedModel, pack_weights
 from vleff.models.layer import (
     AttentionParts,
     FeedForwardParts,
@@ -107,8 +107,10 @@ class PackedBridgeTowerCrossLayer(PostNormLayer, BridgeTowerBertCrossLayer):
         return BridgeTowerBertCrossLayer.forward(self, hidden_states, encoder_hidden_states, *args, **kwargs)
 
 
-class PackedBridgeTowerModel(BridgeTowerModel):
+class PackedBridgeTowerModel(PackedModel, BridgeTowerModel):
     """Packs the text and the image once, and runs both towers and the layers between them on the packed tokens."""
+
+    original_class = BridgeTowerModel
 
     @can_return_tuple
     def forward(
@@ -152,14 +154,6 @@ class PackedBridgeTowerModel(BridgeTowerModel):
         mask = None if attention_mask is None else attention_mask != 0
         text = RaggedBatch.pack(self.text_model.embeddings(input_ids=input_ids), mask)
         return self._fuse(text, RaggedBatch.pack(image_states), image_token_type_idx or 1)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As of BridgeTowerModel, under whose name it is saved."""
-        self.__class__ = BridgeTowerModel  # type: ignore[assignment]
-        try:
-            self.save_pretrained(*args, **kwargs)
-        finally:
-            self.__class__ = PackedBridgeTowerModel
 
     def _covers(self, mask: torch.Tensor | None, arguments: dict[str, Any]) -> bool:
         weight = self.token_type_embeddings.weight

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from vleff.models.layer import PackedContext, PackedLayer, additive_mask, has_hooks, runs_packed
 from vleff.nn.fused_linear import FusedLinear
@@ -67,6 +69,27 @@ class PackedEncoder(nn.Module):
     def _layers_are_watched(self, arguments: dict[str, Any]) -> bool:
         watched = arguments.get("output_hidden_states", self.config.output_hidden_states)
         return bool(watched) or any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.packed_layers())
+
+
+class PackedModel:
+    """A base model whose own class is exchanged, because its forward holds the loop over the layers."""
+
+    original_class: ClassVar[type[PreTrainedModel]]
+    _can_record_outputs: ClassVar[Any]
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        # transformers looks up by the class's name which outputs of layers can be captured
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As of the original class, under whose name it is saved."""
+        packed_class = self.__class__
+        self.__class__ = self.original_class  # type: ignore[assignment]
+        try:
+            self.save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = packed_class
 
 
 def pack_weights(root: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.ragged import RaggedBatch
@@ -66,14 +66,14 @@ class PackedContext:
     Attributes:
         batch: the samples; of its values only their number counts.
         causal: whether a token sees only tokens up to its own.
-        position_bias: [heads, length, length], added to the logits of a query and a key by their places in
-            their sample; length is at least `batch.max_length`.
+        padded_bias: [batch, heads, length, length], added to the logits by the tokens' places in the padded
+            batch, padding hidden. Attention then runs padded, by torch; everything else is packed.
         memory: the samples' tokens for cross attention, None if the layer has none in this call.
     """
 
     batch: RaggedBatch
     causal: bool = False
-    position_bias: torch.Tensor | None = None
+    padded_bias: torch.Tensor | None = None
     memory: RaggedBatch | None = None
 
 
@@ -242,8 +242,9 @@ def attend(
         query = parts.query(values).unflatten(-1, by_head)
         key = parts.key(memory_values).unflatten(-1, by_head)
         value = parts.value(memory_values).unflatten(-1, by_head)
-    batch = context.batch
-    bias: dict[str, Any] = {} if context.position_bias is None else {"position_bias": context.position_bias}
+    batch, dropout_p = context.batch, parts.dropout if training else 0.0
+    if context.padded_bias is not None:
+        return _attend_padded(query, key, value, batch, context.padded_bias, parts.scale, dropout_p)
     attended, _, _ = token_gather_attention(
         query,
         key,
@@ -254,10 +255,24 @@ def attend(
         memory.max_length,
         scale=parts.scale,
         causal=context.causal,
-        dropout_p=parts.dropout if training else 0.0,
-        **bias,
+        dropout_p=dropout_p,
     )
     return attended.flatten(1)
+
+
+def _attend_padded(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: RaggedBatch,
+    bias: torch.Tensor,
+    scale: float,
+    dropout_p: float,
+) -> torch.Tensor:
+    """Self attention with a bias by places: [total_tokens, heads, head_dim] -> [total_tokens, heads * head_dim]"""
+    query, key, value = (batch.replace(part).unpack().transpose(1, 2) for part in (query, key, value))
+    attended = scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout_p, scale=scale)
+    return batch.gather(attended.transpose(1, 2)).flatten(1)
 
 
 def expand(parts: FeedForwardParts, values: torch.Tensor, training: bool, project: bool = True) -> torch.Tensor:

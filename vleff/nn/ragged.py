@@ -123,6 +123,26 @@ class RaggedBatch:
         more = padded.new_zeros(self.batch_size, length - self.max_length, *values.shape[1:])
         return torch.cat([padded, more], 1)
 
+    def gather(self, padded: Tensor) -> Tensor:
+        """The rows of this batch's tokens in a padded batch of its size; the opposite of `unpack`.
+
+        Args:
+            padded: [batch, max_length, ...].
+
+        Returns:
+            [rows, ...], zeros for rows that belong to no sample.
+
+        Raises:
+            ValueError: `padded` has another size.
+        """
+        if padded.shape[:2] != (self.batch_size, self.max_length):
+            expected = f"[{self.batch_size}, {self.max_length}, ...]"
+            raise ValueError(f"padded: expected [batch, max_length, ...] = {expected}, got {list(padded.shape)}")
+        rows = padded.flatten(0, 1)
+        if self.slots is None and self.values.shape[0] == self._padded_rows():
+            return rows
+        return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]).index_select(0, self._slots())
+
     def replace(self, values: Tensor) -> "RaggedBatch":
         """Other values [rows, ...] for the same tokens.
 
