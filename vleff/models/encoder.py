@@ -43,11 +43,14 @@ class PackedEncoder(nn.Module):
                 hidden_states = hidden_states.masked_fill(~attention_mask[:, :, None], 0)
             return super().forward(hidden_states, attention_mask, **kwargs)
         batch = RaggedBatch.pack(hidden_states, attention_mask)
-        output = self.output_class(last_hidden_state=self.forward_packed(batch, self.context(batch)).unpack())
+        context = self.context(hidden_states, attention_mask, batch)
+        output = self.output_class(last_hidden_state=self.forward_packed(batch, context).unpack())
         return output if kwargs.get("return_dict", True) else output.to_tuple()
 
-    def context(self, batch: RaggedBatch) -> PackedContext:
-        """What the layers have to know of a call with these samples."""
+    def context(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, batch: RaggedBatch
+    ) -> PackedContext:
+        """What the layers have to know of a call: its arguments, and the samples that were packed from them."""
         return PackedContext(batch, causal=self.passes_is_causal)
 
     def forward_packed(self, batch: RaggedBatch, context: PackedContext) -> RaggedBatch:

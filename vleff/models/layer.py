@@ -204,6 +204,11 @@ def additive_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
+def hide_padding(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """A bias [batch or 1, heads, length, length] with no key visible that a padding mask [batch, length] hides."""
+    return bias if mask is None else bias.masked_fill(~mask[:, None, None, :], torch.finfo(bias.dtype).min)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether `module` has hooks besides those by which transformers itself captures hidden states."""
     hooks = (
