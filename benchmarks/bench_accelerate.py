@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -13,9 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from vleff.bench import engines
 from vleff.bench.inputs import Batch, Samples, bert_token_ids, text_samples
-from vleff.bench.matching import match, reference_outputs
 from vleff.bench.photos import Photos, photo_samples
 
 LAYERS = 4
@@ -51,28 +48,28 @@ def even_batch(batch: int = 8, length: int = 269) -> Batch:
 
 
 @pytest.mark.benchmark(group="BERT-base layers, 8 x 269 tokens, no padding")
-def test_even_lengths(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
+def test_even_lengths(against_engines: Callable[..., None], dtype: torch.dtype) -> None:
     names = ("compile", "openvino", "onnxruntime")
-    _measure(interleaved, bert(dtype), [even_batch()], dtype, EVEN_TARGETS[dtype], names, budget=25)
+    against_engines(bert(dtype), [even_batch()], dtype, EVEN_TARGETS[dtype], names, budget=25)
 
 
 @pytest.mark.benchmark(group="BERT-base layers, 3 batches of 32 SQuAD paragraphs padded to their longest")
-def test_paragraphs(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
+def test_paragraphs(against_engines: Callable[..., None], dtype: torch.dtype) -> None:
     batches = paragraphs().batches(32, at_least=96)
-    _measure(interleaved, bert(dtype), batches, dtype, PARAGRAPH_TARGETS[dtype])
+    against_engines(bert(dtype), batches, dtype, PARAGRAPH_TARGETS[dtype])
 
 
 @pytest.mark.benchmark(group="BERT-base layers, 8 SQuAD paragraphs one by one")
-def test_batch_of_one(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
+def test_batch_of_one(against_engines: Callable[..., None], dtype: torch.dtype) -> None:
     batches = paragraphs().batches(1)
-    _measure(interleaved, bert(dtype), batches, dtype, {"eager": 1.0}, ("compile", "openvino"), budget=15)
+    against_engines(bert(dtype), batches, dtype, {"eager": 1.0}, ("compile", "openvino"), budget=15)
 
 
 @pytest.mark.benchmark(group="ViT-base layers, 8 photos")
-def test_photos(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
+def test_photos(against_engines: Callable[..., None], dtype: torch.dtype) -> None:
     pytest.importorskip("PIL", reason="photos need Pillow")
     batches = photo_samples(Photos(None, seed=0), image_size=224, tokens=197).batches(8)
-    _measure(interleaved, vit(dtype), batches, dtype, {"eager": 1.0}, budget=15)
+    against_engines(vit(dtype), batches, dtype, {"eager": 1.0}, budget=15)
 
 
 @pytest.mark.benchmark(group="Peak memory, BERT-base layers, 32 SQuAD paragraphs")
@@ -96,33 +93,3 @@ def test_peak_memory(benchmark, dtype: torch.dtype) -> None:
         "ratio_above_start": (ours["peak"] - ours["start"]) / (eager["peak"] - eager["start"]),
         "target": 1.05,
     }
-
-
-def _measure(
-    interleaved: Callable[..., None],
-    model: nn.Module,
-    batches: list[Batch],
-    dtype: torch.dtype,
-    targets: dict[str, float],
-    others: tuple[str, ...] = (),
-    budget: float = 8.0,
-) -> None:
-    example = batches[0].inputs
-    runners = {"eager": engines.dense(model, example)}
-    for name in others:
-        try:
-            runners[name] = engines.OTHERS[name](model, example)
-        except engines.EngineUnavailableError as reason:
-            print(f"not compared with {name}: {reason}")
-    ours = engines.vleff(model, example)
-    outputs = {name: [run(batch.inputs) for batch in batches] for name, run in {**runners, "vleff": ours}.items()}
-    result = match(batches, outputs["eager"], outputs["vleff"], reference_outputs(model, batches), dtype)
-    assert result.ok, f"outputs differ from eager's: {result}"
-    del outputs
-    baselines = {name: partial(_run_all, run, batches) for name, run in runners.items()}
-    interleaved(partial(_run_all, ours, batches), baselines, targets, budget)
-
-
-def _run_all(run: engines.Engine, batches: list[Batch]) -> None:
-    for batch in batches:
-        run(batch.inputs)

@@ -8,10 +8,15 @@ shared machine is a measurement, not a test. It does fail when outputs do not ma
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+from vleff.bench import engines
+from vleff.bench.inputs import Batch
+from vleff.bench.matching import match, reference_outputs
 from vleff.bench.results import machine
 from vleff.bench.timing import MINIMUM_ROUNDS, compare, seconds
 
@@ -79,6 +84,50 @@ def interleaved(benchmark) -> Callable[..., None]:
         }
 
     return measure
+
+
+@pytest.fixture
+def against_engines(interleaved: Callable[..., None]) -> Callable[..., None]:
+    """Times an accelerated model and the dense engines: `against_engines(model, batches, dtype, targets)`."""
+
+    def measure(
+        model: nn.Module,
+        batches: list[Batch],
+        dtype: torch.dtype,
+        targets: dict[str, float],
+        others: tuple[str, ...] = (),
+        budget: float = 8.0,
+    ) -> None:
+        """Measures for about `budget` seconds, after a comparison of the outputs.
+
+        Args:
+            model: the plain model in `dtype`.
+            batches: what one round runs.
+            targets: the speedup to reach over an engine, "eager" among them.
+            others: engines of `vleff bench` to compare with, where they can run the model.
+        """
+        example = batches[0].inputs
+        runners = {"eager": engines.dense(model, example)}
+        ours = engines.vleff(model, example)
+        outputs = {"eager": _outputs(runners["eager"], batches)}
+        for name in others:
+            try:
+                runner = engines.OTHERS[name](model, example)
+                outputs[name] = _outputs(runner, batches)
+                runners[name] = runner
+            except Exception as error:
+                print(f"not compared with {name}: {engines.reason(error)}")
+        result = match(batches, outputs["eager"], _outputs(ours, batches), reference_outputs(model, batches), dtype)
+        assert result.ok, f"outputs differ from eager's: {result}"
+        del outputs
+        baselines = {name: partial(_outputs, run, batches) for name, run in runners.items()}
+        interleaved(partial(_outputs, ours, batches), baselines, targets, budget)
+
+    return measure
+
+
+def _outputs(run: engines.Engine, batches: list[Batch]) -> list[engines.HiddenStates]:
+    return [run(batch.inputs) for batch in batches]
 
 
 def _median_milliseconds(times: list[float]) -> float:

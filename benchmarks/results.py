@@ -26,6 +26,16 @@ SECTIONS = {
     "accelerate-even-lengths": ["benchmarks/bench_accelerate.py", "-k", "even_lengths"],
     "accelerate-paragraphs": ["benchmarks/bench_accelerate.py", "-k", "paragraphs"],
     "accelerate-small": ["benchmarks/bench_accelerate.py", "-k", "batch_of_one or photos or peak_memory"],
+    **{
+        f"accelerate-vision-language-{part}": ["benchmarks/bench_vision_language.py", "-k", chosen]
+        for part, chosen in {
+            "8-fp32": "eight_pairs and fp32",
+            "8-bf16": "eight_pairs and bf16",
+            "1": "one_pair",
+            "towers": "clip_vision or clip_text",
+            "training": "fine_tuning",
+        }.items()
+    },
     "fused-linear": ["benchmarks/bench_fused_linear.py"],
 }
 

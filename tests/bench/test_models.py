@@ -14,6 +14,7 @@ PARAMETERS = {
     "bridgetower": 326.3,
     "blip": 223.3,  # without the decoder
     "clip": 149.6,
+    "meter": 318.7,
 }  # millions
 
 
