@@ -88,7 +88,8 @@ def heads() -> list[type[nn.Module]]:
 def make_case(model_class: type[nn.Module], seed: int = 0, **config: object) -> Case:
     """A small model with random weights, biases and norms included, and inputs for it."""
     config_class = model_class.config_class
-    family = next(family for family in _families() if config_class in family.SIZES)
+    fitting = [family for family in _families() if config_class in family.SIZES]
+    family = next((family for family in fitting if model_class in family.ENCODERS + family.HEADS), fitting[0])
     torch.manual_seed(seed)
     model = model_class(config_class(**family.SIZES[config_class] | config)).eval()
     with torch.no_grad():
