@@ -96,9 +96,12 @@ def test_fine_tuning(interleaved: Callable[..., None], dtype: torch.dtype) -> No
     expected, got = step(eager), step(ours)
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=0)
+    largest = max(float(p.grad.norm()) for p in eager.parameters() if p.grad is not None)
     for (name, wanted), mine in zip(eager.named_parameters(), ours.parameters(), strict=True):
         if wanted.grad is not None:
-            difference = (mine.grad - wanted.grad).norm() / wanted.grad.norm().clamp(min=1e-12)
+            # the gradients of the keys' biases are zero but for rounding
+            scale = wanted.grad.norm().clamp(min=1e-3 * largest)
+            difference = float((mine.grad - wanted.grad).norm() / scale)
             assert difference < 10 * tolerance, f"gradient of {name}: {difference:.1e}"
     targets = {"eager": TRAINING_TARGETS[dtype]}
     interleaved(partial(step, ours), {"eager": partial(step, eager)}, targets, budget=25)
