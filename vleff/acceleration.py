@@ -19,8 +19,8 @@ def accelerate(model: Model) -> Model:
     positions (docs/accelerate.md gives the bounds) and are zero at padded ones. Doing it twice is harmless.
 
     Args:
-        model: a transformers model of a supported family (BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT,
-            ViT) with any head, or a module that contains such models. What is not supported in it stays as it
+        model: a transformers model of a supported family (docs/accelerate.md lists them) with any head, or a
+            module that contains such models. What is not supported in it stays as it
             is, and `explain` lists it.
 
     Returns:

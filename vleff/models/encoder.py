@@ -4,10 +4,12 @@ The hidden states of all samples lie one after the other in one [total_tokens, d
 to the end of the encoder: no multiply-add is spent on padding.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
@@ -15,6 +17,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from vleff.models.layer import PackedContext, PackedLayer, additive_mask, has_hooks, runs_packed
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.ragged import RaggedBatch
+from vleff.ops.fused_linear import FEWEST_ROWS
 
 
 class PackedEncoder(nn.Module):
@@ -56,10 +59,13 @@ class PackedEncoder(nn.Module):
     def forward_packed(self, batch: RaggedBatch, context: PackedContext) -> RaggedBatch:
         """Runs all layers."""
         self.pack_weights()
-        values = batch.values
+        values, rows = batch.values, batch.values.shape[0]
+        if not torch.compiler.is_compiling() and 0 < rows < FEWEST_ROWS and context.padded_bias is None:
+            more = _with_one_more_sample(batch)  # otherwise every linear would fill up its rows
+            values, context = more.values, replace(context, batch=more)
         for layer in self.packed_layers():
             values = layer(values, context)
-        return batch.replace(values)
+        return batch.replace(values[:rows])
 
     def packed_layers(self) -> list[PackedLayer]:
         """The layers, in their order."""
@@ -72,6 +78,13 @@ class PackedEncoder(nn.Module):
     def _layers_are_watched(self, arguments: dict[str, Any]) -> bool:
         watched = arguments.get("output_hidden_states", self.config.output_hidden_states)
         return bool(watched) or any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.packed_layers())
+
+
+def _with_one_more_sample(batch: RaggedBatch) -> RaggedBatch:
+    """The samples, and zeros up to the rows that a fused linear computes at least."""
+    missing = FEWEST_ROWS - batch.values.shape[0]
+    offsets = torch.cat([batch.offsets, batch.offsets.new_full((1,), FEWEST_ROWS)])
+    return RaggedBatch(pad(batch.values, (0, 0, 0, missing)), offsets, max(batch.max_length, missing))
 
 
 class PackedModel:

@@ -14,7 +14,8 @@ class FusedLinear(nn.Linear):
     """activation(input @ weight.T + bias) + residual, with the interface and the parameters of nn.Linear.
 
     Inference (no input or parameter requires a gradient, or gradients are disabled; no autocast) runs
-    `vleff.ops.fused_linear`; everything else plain torch. An inference forward packs the weight for the
+    `vleff.ops.fused_linear`, and so does training in float32, forward and backward; everything else plain
+    torch. An inference forward packs the weight for the
     kernel where that is faster, in place of the plain one, so that memory does not grow. Whatever reaches
     for the parameters (`weight`, `state_dict`, `parameters`, `load_state_dict`, `.to`, copying, pickling,
     ...) finds them plain, bit for bit; the next inference forward packs again. A weight stays plain while
@@ -93,12 +94,31 @@ class FusedLinear(nn.Linear):
             RuntimeError: an argument has a wrong shape, dtype or device.
         """
         if self._differentiates(input, residual):
-            out = activate(nn.functional.linear(input, self.weight, self.bias), self.activation)
-            return out if residual is None else out + residual
+            return self._forward_for_gradients(input, residual)
         packed = self._packed.tensor
         if packed is None and not torch.compiler.is_compiling():
             packed = self._parameters.pack()
         return fused_linear(input, self.weight if packed is None else packed, self.bias, residual, self.activation)
+
+    def _forward_for_gradients(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        if self._takes_plain_torch(input):
+            out = nn.functional.linear(input, self.weight, self.bias)
+        elif self.activation == "none":
+            return fused_linear(input, self.weight, self.bias, residual)
+        else:  # autograd keeps what the activation was given
+            out = fused_linear(input, self.weight, self.bias)
+        out = activate(out, self.activation)
+        return out if residual is None else out + residual
+
+    def _takes_plain_torch(self, input: Tensor) -> bool:
+        """Whether the product is torch's: for its casts, its transforms, and dtypes in which it is as fast."""
+        return (
+            input.dtype != torch.float32
+            or input.device.type != "cpu"
+            or torch.is_autocast_enabled("cpu")
+            or forward_ad._current_level >= 0
+            or (not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None)
+        )
 
     def _differentiates(self, input: Tensor, residual: Tensor | None) -> bool:
         """Whether plain torch has to run: for gradients or tangents, or for the casts of autocast."""

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 import vleff._library  # noqa: F401  registers torch.ops.vleff
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
-_FEWEST_ROWS = 16
+FEWEST_ROWS = 16  # fewer are padded: library kernels take other paths, with other bits, below that
 
 
 def fused_linear(
@@ -135,11 +135,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight = unpack_linear_weight(weight)
     grad_residual = grad if need_residual else None
     if ctx.activation != "none":
-        grad = _through_activation(grad, functional.linear(input, weight, bias), ctx.activation)
+        grad = _through_activation(grad, torch.ops.vleff.fused_linear(input, weight, bias), ctx.activation)
     rows = grad.flatten(0, -2) if grad.dim() > 1 else grad.unsqueeze(0)  # [rows, out_features]
     return (
-        grad @ weight if need_input else None,
-        rows.T @ input.reshape(-1, input.shape[-1]) if need_weight else None,
+        torch.ops.vleff.fused_linear(grad, weight.T) if need_input else None,
+        torch.ops.vleff.fused_linear(rows.T, input.reshape(-1, input.shape[-1]).T) if need_weight else None,
         rows.sum(0) if need_bias else None,
         grad_residual,
         None,
@@ -168,4 +168,4 @@ torch.library.register_autograd("vleff::fused_linear", _backward, setup_context=
 def _(input_shape: torch.Size, weight_shape: torch.Size, *arguments: Any, **options: Any) -> int:
     """Two operations a multiply-add of the product, padding included."""
     rows = math.prod(input_shape[:-1])
-    return 2 * (max(rows, _FEWEST_ROWS) if rows else 0) * weight_shape[0] * weight_shape[1]
+    return 2 * (max(rows, FEWEST_ROWS) if rows else 0) * weight_shape[0] * weight_shape[1]
