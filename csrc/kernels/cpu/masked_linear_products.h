@@ -33,18 +33,21 @@ template <int vectors>
 struct RowSums {
   Float of[vectors];
 
-  void start(const float* memory, bool first) {
+  void start() {
 #pragma GCC unroll 4
-    for (int vector = 0; vector < vectors; ++vector)
-      of[vector] = first ? Float{} : load(memory + vector * lanes);
+    for (int vector = 0; vector < vectors; ++vector) of[vector] = Float{};
   }
   void add(Float value, const float* feature) {
 #pragma GCC unroll 4
     for (int vector = 0; vector < vectors; ++vector) of[vector] += value * load(feature + vector * lanes);
   }
-  void finish(float* memory) const {
+  // Each block's sums are added to those of the blocks before: fewer roundings than one long sum.
+  void finish(float* memory, bool first) const {
 #pragma GCC unroll 4
-    for (int vector = 0; vector < vectors; ++vector) store(memory + vector * lanes, of[vector]);
+    for (int vector = 0; vector < vectors; ++vector) {
+      float* target = memory + vector * lanes;
+      store(target, first ? of[vector] : load(target) + of[vector]);
+    }
   }
 };
 
@@ -86,9 +89,9 @@ inline void multiply_row(const Block<T>& block, int64_t place, const Element* pa
                          float* sums) {
   float* memory = sums + block.order[place] * (vectors * lanes);
   RowSums<vectors> row;
-  row.start(memory, first);
+  row.start();
   add_elements(row, block, block.starts[place], block.starts[place + 1], panel);
-  row.finish(memory);
+  row.finish(memory, first);
 }
 
 #if defined(__AVX512F__)
@@ -183,8 +186,7 @@ void multiply_block(const Block<T>& block, const Element* panel, bool first, flo
     for (; !block.at_end && place + rows_at_a_time<vectors> <= block.rows; place += rows_at_a_time<vectors>) {
       RowSums<vectors> rows[rows_at_a_time<vectors>];
 #pragma GCC unroll 8
-      for (int row = 0; row < rows_at_a_time<vectors>; ++row)
-        rows[row].start(sums + block.order[place + row] * (vectors * lanes), first);
+      for (int row = 0; row < rows_at_a_time<vectors>; ++row) rows[row].start();
       const int32_t* starts = block.starts + place;
       // rows grow shorter: all have as many elements as the last
       const int32_t least =
@@ -194,7 +196,7 @@ void multiply_block(const Block<T>& block, const Element* panel, bool first, flo
 #pragma GCC unroll 8
       for (int row = 0; row < rows_at_a_time<vectors>; ++row) {
         add_elements(rows[row], block, starts[row] + least, starts[row + 1], panel);
-        rows[row].finish(sums + block.order[place + row] * (vectors * lanes));
+        rows[row].finish(sums + block.order[place + row] * (vectors * lanes), first);
       }
     }
   }
