@@ -131,7 +131,9 @@ class PackedT5Stack(PackedModel, T5Stack):
         watched = kwargs.get("output_hidden_states", self.config.output_hidden_states) or any(
             has_hooks(block) or block.has_inner_hooks() for block in blocks
         )
-        if covered and not watched:
+        # a checkpoint that is reentrant has to see the bias as an argument
+        checkpoints = self.training and bias.requires_grad and any(block.gradient_checkpointing for block in blocks)
+        if covered and not watched and not checkpoints:
             pack_weights(self)
             batch = RaggedBatch.pack(hidden_states, mask)
             values, context = batch.values, PackedContext(batch, padded_bias=hide_padding(bias, mask))
