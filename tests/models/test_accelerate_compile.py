@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from model_cases.bart import BartEncoder
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
     BertForSequenceClassification,
@@ -27,7 +28,9 @@ def masked_inputs(lengths):
     return {"input_ids": torch.randint(5, 99, mask.shape), "attention_mask": mask}
 
 
-@pytest.mark.parametrize("model_class", [BertModel, BertForSequenceClassification, RobertaModel, DistilBertModel])
+@pytest.mark.parametrize(
+    "model_class", [BertModel, BertForSequenceClassification, RobertaModel, DistilBertModel, BartEncoder]
+)
 def test_one_graph_for_all_token_counts(build_case, model_class):
     model = vleff.accelerate(build_case(model_class).model)
     counter = CompileCounterWithBackend("inductor")

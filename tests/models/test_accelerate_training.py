@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from model_cases.bart import BartEncoder
 from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -21,6 +22,7 @@ NO_DROPOUT = {
     RobertaModel: {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     DistilBertModel: {"dropout": 0.0, "attention_dropout": 0.0},
     ViTModel: {},
+    BartEncoder: {"dropout": 0.0, "attention_dropout": 0.0},
 }
 
 

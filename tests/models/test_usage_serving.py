@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from model_cases import make_case
+from model_cases import make_case, tensors
+from model_cases.bart import BartEncoder
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -12,17 +13,22 @@ from transformers import (
     BertModel,
     BertTokenizer,
     BlipTextModel,
+    BridgeTowerModel,
     DistilBertModel,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     MPNetModel,
+    RobertaModel,
     T5EncoderModel,
     ViTForImageClassification,
     ViTImageProcessor,
+    ViTModel,
     pipeline,
 )
 
 import vleff
+from vleff.models.blip_nlvr2 import BlipForNLVR2
+from vleff.models.meter import MeterModel
 
 WORDS = [*["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], *(chr(letter) for letter in range(97, 123))]
 
@@ -88,7 +94,9 @@ def test_two_berts_generate_the_same_tokens(arguments):
     assert [encoder.accelerated for encoder in vleff.explain(model).encoders] == [True, False]
 
 
-@pytest.mark.parametrize("model_class", [BertModel, DistilBertModel, BlipTextModel, MPNetModel, T5EncoderModel])
+@pytest.mark.parametrize(
+    "model_class", [BertModel, RobertaModel, DistilBertModel, BlipTextModel, MPNetModel, T5EncoderModel, BartEncoder]
+)
 def test_an_exported_encoder_takes_any_token_counts(model_class):
     case = make_case(model_class)
     model = vleff.accelerate(case.model)
@@ -101,3 +109,14 @@ def test_an_exported_encoder_takes_any_token_counts(model_class):
         with torch.no_grad():
             actual = program(**other.inputs).last_hidden_state
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [ViTModel, BridgeTowerModel, MeterModel, BlipForNLVR2])
+def test_whole_models_can_be_exported(model_class):
+    case = make_case(model_class)
+    model = vleff.accelerate(case.model)
+    with torch.no_grad():
+        program = torch.export.export(model, (), case.inputs, strict=False).module()
+        actual = tensors(program(**case.inputs))
+    for name, expected in tensors(case.call(model)).items():
+        torch.testing.assert_close(actual[name], expected, atol=1e-5, rtol=1e-5)
