@@ -35,6 +35,8 @@ def names(tmp_path: Path) -> dict[str, Any]:
         "threshold": 0.5,
         "linear": torch.nn.Linear(8, 8),
         "tokens": torch.randn(3, 8),
+        "weight": torch.randn(6, 8),
+        "bias": torch.randn(6),
     }
 
 
