@@ -10,5 +10,13 @@ def test_the_page_is_up_to_date_and_every_family_is_on_it():
     )
     for prefixes, files in support_matrix.FAMILIES.values():
         own = [test for test in tests if support_matrix.is_of_family(test, prefixes, files)]
-        for column in ("fp32", "bf16", "autocast", "copied, pickled, saved"):
+        for column in (
+            "fp32",
+            "bf16",
+            "autocast",
+            "gradients",
+            "copied, pickled, saved",
+            "torch.compile",
+            "torch.export",
+        ):
             assert any(word in test for test in own for word in support_matrix.COLUMNS[column]), (prefixes, column)

@@ -54,8 +54,9 @@ def test_feed_forward_blocks_of_t5(activation):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
-def test_t5_generates_the_same_tokens(arguments):
-    case = make_case(T5ForConditionalGeneration)
+@pytest.mark.parametrize("model_class", [T5ForConditionalGeneration])
+def test_t5_generates_the_same_tokens(model_class, arguments):
+    case = make_case(model_class)
     plain, model = case.plain(), vleff.accelerate(case.model)
     inputs = {name: case.inputs[name] for name in ("input_ids", "attention_mask")}
     expected, actual = (one.generate(**inputs, max_new_tokens=12, **arguments) for one in (plain, model))

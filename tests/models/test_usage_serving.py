@@ -79,8 +79,9 @@ def test_pipeline_of_images():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
-def test_two_berts_generate_the_same_tokens(arguments):
-    sizes = make_case(BertModel).model.config.to_dict()
+@pytest.mark.parametrize("model_class", [BertModel])
+def test_two_encoders_generate_the_same_tokens(model_class, arguments):
+    sizes = make_case(model_class).model.config.to_dict()
     decoder = BertConfig(**(sizes | {"is_decoder": True, "add_cross_attention": True}))
     torch.manual_seed(0)
     plain = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(BertConfig(**sizes), decoder)).eval()
@@ -120,3 +121,20 @@ def test_whole_models_can_be_exported(model_class):
         actual = tensors(program(**case.inputs))
     for name, expected in tensors(case.call(model)).items():
         torch.testing.assert_close(actual[name], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [BertModel, DistilBertModel])
+def test_an_exported_encoder_takes_any_batch_and_length(model_class):
+    case = make_case(model_class)
+    model = vleff.accelerate(case.model)
+    sizes = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", min=2, max=40)}
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (), case.inputs, dynamic_shapes=dict.fromkeys(case.inputs, sizes), strict=False
+        ).module()
+        for batch, length in ((2, 5), (7, 30)):
+            mask = torch.rand(batch, length).lt(0.6).long()
+            mask[:, 0] = 1
+            inputs = {"input_ids": torch.randint(5, 99, mask.shape), "attention_mask": mask}
+            expected, actual = (one(**inputs).last_hidden_state for one in (model, program))
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
