@@ -60,7 +60,8 @@ class PackedEncoder(nn.Module):
         """Runs all layers."""
         self.pack_weights()
         values, rows = batch.values, batch.values.shape[0]
-        if not torch.compiler.is_compiling() and 0 < rows < FEWEST_ROWS and context.padded_bias is None:
+        alone = context.padded_bias is None and context.memory is None
+        if alone and 0 < rows < FEWEST_ROWS and not torch.compiler.is_compiling():
             more = _with_one_more_sample(batch)  # otherwise every linear would fill up its rows
             values, context = more.values, replace(context, batch=more)
         for layer in self.packed_layers():
