@@ -60,8 +60,8 @@ class PackedEncoder(nn.Module):
         """Runs all layers."""
         self.pack_weights()
         values, rows = batch.values, batch.values.shape[0]
-        alone = context.padded_bias is None and context.memory is None
-        if alone and 0 < rows < FEWEST_ROWS and not torch.compiler.is_compiling():
+        may_add = not torch.compiler.is_compiling() and context.padded_bias is None and context.memory is None
+        if may_add and 0 < rows < FEWEST_ROWS:
             more = _with_one_more_sample(batch)  # otherwise every linear would fill up its rows
             values, context = more.values, replace(context, batch=more)
         for layer in self.packed_layers():
