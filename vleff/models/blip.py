@@ -75,7 +75,7 @@ class PackedBlipVisionEncoder(CLIPLikeEncoder, _EncoderWithMask):
 class PackedBlipTextSelfAttention(BlipTextSelfAttention):
     """Lets a layer's mask of the memory through to its cross attention."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -103,7 +103,7 @@ class PackedBlipTextLayer(PostNormLayer, BlipTextLayer):
                 found += [attention, attention.self, attention.output, attention.output.LayerNorm]
         return tuple(found)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: Any = None,
@@ -131,7 +131,7 @@ class PackedBlipTextLayer(PostNormLayer, BlipTextLayer):
 class PackedBlipTextEncoder(PackedEncoder, BlipTextEncoder):
     output_class = BaseModelOutputWithPastAndCrossAttentions
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,

@@ -98,9 +98,7 @@ class PackedBridgeTowerCrossLayer(PostNormLayer, BridgeTowerBertCrossLayer):
             found += [attention, attention.self, attention.output, attention.output.LayerNorm]
         return tuple(found)
 
-    def forward(  # type: ignore[override]
-        self, hidden_states: torch.Tensor, encoder_hidden_states: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         """As of PackedLayer, the context in the place of `encoder_hidden_states`; else as transformers wrote it."""
         if isinstance(encoder_hidden_states, PackedContext):
             return self.forward_packed(hidden_states, encoder_hidden_states)

@@ -39,7 +39,7 @@ class PackedMPNetLayer(PostNormLayer, MPNetLayer):
         attention, output = self.attention, self.output
         return attention, attention.attn, attention.LayerNorm, self.intermediate, output, output.LayerNorm
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, hidden_states: torch.Tensor, attention_mask: Any = None, position_bias: Any = None, **kwargs: Any
     ) -> Any:
         """As of PackedLayer; position_bias [batch, heads, length, length] or None."""
