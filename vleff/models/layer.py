@@ -18,7 +18,7 @@ from vleff.ops.token_gather_attention import token_gather_attention
 
 _PACKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _UNCOVERED_FLAGS = ("output_attentions", "use_cache")
-_UNCOVERED_TENSORS = ("encoder_hidden_states", "past_key_values")
+_UNCOVERED_TENSORS = ("encoder_hidden_states", "past_key_values", "cache")  # a cache has either name
 
 
 class AttentionParts(NamedTuple):

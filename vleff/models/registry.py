@@ -22,7 +22,7 @@ _ALIASES = {"xlm_roberta": "roberta", "camembert": "roberta"}
 _OWN_FAMILIES = ("meter", "blip_nlvr2")
 
 # The versions of transformers that the adapters were checked with.
-CHECKED_VERSIONS = ("5.17", "5.23")
+CHECKED_VERSIONS = ("5.17", "5.23", "5.24")
 
 
 @dataclass(frozen=True)
