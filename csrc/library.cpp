@@ -44,8 +44,16 @@ STABLE_TORCH_LIBRARY(vleff, library) {
   library.def(
       "masked_linear(Tensor input, Tensor values, Tensor starts, Tensor order, Tensor block_columns, "
       "int rows, int row_chunk, int column_block, Tensor? bias=None, Tensor? residual=None, "
-      "str activation='none', Tensor? transposed_starts=None, Tensor? transposed_order=None, "
+      "str activation='none', Tensor? step_values=None, Tensor? step_block_columns=None, "
+      "Tensor? transposed_starts=None, Tensor? transposed_order=None, "
       "Tensor? transposed_block_columns=None, Tensor? transposed_elements=None) -> Tensor",
+      traceable);
+  library.def(
+      "masked_feed_forward(Tensor input, Tensor first_values, Tensor first_starts, Tensor first_order, "
+      "Tensor first_block_columns, int first_rows, int first_row_chunk, int first_column_block, "
+      "Tensor? first_bias, str activation, Tensor second_values, Tensor second_starts, Tensor second_order, "
+      "Tensor second_block_columns, int second_rows, int second_row_chunk, int second_column_block, "
+      "Tensor? second_bias=None, Tensor? residual=None) -> Tensor",
       traceable);
   library.def(
       "masked_linear_grad_values(Tensor grad_out, Tensor input, Tensor starts, Tensor order, "

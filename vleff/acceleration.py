@@ -8,6 +8,7 @@ from vleff.models.conversion import convert, is_converted, revert, unsupported
 from vleff.models.registry import base_models, families
 from vleff.models.report import Report, report_on
 from vleff.nn.fused_linear import FusedLinear
+from vleff.nn.masked_linear import MaskedLinear
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -56,13 +57,13 @@ def restore(model: Model) -> Model:
 
 
 def refresh(model: Model) -> Model:
-    """Makes all weights plain, to be packed anew: after writes to them that go past torch.
+    """Makes all weights plain, to be packed or copied anew: after writes to them that go past torch.
 
     Returns:
         `model` itself.
     """
     for module in model.modules():
-        if isinstance(module, FusedLinear):
+        if isinstance(module, (FusedLinear, MaskedLinear)):
             module.refresh()
     return model
 

@@ -107,6 +107,11 @@ def packs_weight(out_features: int, in_features: int, dtype: torch.dtype) -> boo
     return entry is not None and out_features * in_features >= entry["least_elements"]
 
 
+def densest_sparse() -> dict[torch.dtype, float]:
+    """By dtype, the largest share of elements with which a linear layer is faster sparse than dense."""
+    return {getattr(torch, name): entry["densest"] for name, entry in table().content["masked_linear"].items()}
+
+
 def _is_entry(entry: Any) -> bool:
     """None, or an object with one whole number."""
     least = entry.get("least_elements") if isinstance(entry, dict) else None

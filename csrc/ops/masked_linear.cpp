@@ -6,94 +6,17 @@
 #include <string>
 #include <vector>
 
-#include "../kernels/cpu/isa.h"
-#include "checks.h"
+#include "masked_structure.h"
 #include "parallel.h"
-
-VLEFF_DISPATCH(MaskedLinearKernels, masked_linear_kernels)
 
 namespace vleff {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
-Activation parse_activation(const char* op, const std::string& name) {
-  const char* names[] = {"none", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu"};
-  for (int i = 0; i < 6; ++i)
-    if (name == names[i]) return static_cast<Activation>(i);
-  reject(op, "activation", "none, relu, gelu, gelu_tanh, silu or quick_gelu", "'" + name + "'");
-}
-
-void check_dtype_of_input(const char* op, const Tensor& input) {
-  const ScalarType type = input.scalar_type();
-  if (!input.is_cpu() || input.dim() < 1 ||
-      (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half)) {
-    reject(op, "input", "float32, bfloat16 or float16 [..., columns] on the CPU", describe(input));
-  }
-}
-
-// The structure of a weight with `columns` columns. The kernels stay within their memory whatever `order` and
-// `block_columns` hold; what they read depends on `starts`, which are checked.
-MaskedStructure checked_structure(const char* op, int64_t rows, int64_t columns, const Tensor& starts,
-                                  const Tensor& order, const Tensor& block_columns, int64_t row_chunk,
-                                  int64_t column_block) {
-  const auto check_size = [&](const char* argument, int64_t value, int64_t largest) {
-    if (value < 1 || value > largest) reject(op, argument, text("1 to ", largest), text(value));
-  };
-  check_size("row_chunk", row_chunk, largest_row_chunk);
-  check_size("column_block", column_block, largest_column_block);
-  if (rows < 1) reject(op, "rows", "at least 1", text(rows));
-  if (columns < 1) reject(op, "input", "at least one column", text(columns));
-  const int64_t blocks = (columns + column_block - 1) / column_block, elements = block_columns.numel();
-  check_tensor(op, "starts", starts, {ScalarType::Int}, {rows * blocks + 1}, "[rows * blocks + 1]");
-  check_tensor(op, "order", order, {ScalarType::Byte}, {rows * blocks}, "[rows * blocks]");
-  check_tensor(op, "block_columns", block_columns, {ScalarType::Byte}, {any_size}, "[elements]");
-  check_contiguous(op, "starts", starts);
-  check_contiguous(op, "order", order);
-  check_contiguous(op, "block_columns", block_columns);
-  const int32_t* start = static_cast<const int32_t*>(starts.const_data_ptr());
-  bool ascend = start[0] == 0 && start[rows * blocks] == elements;
-  for (int64_t place = 0; place < rows * blocks; ++place) ascend &= start[place] <= start[place + 1];
-  if (!ascend) {
-    reject(op, "starts", text("numbers that never descend from 0 to ", elements, ", the elements"), "others");
-  }
-  return {rows,
-          columns,
-          row_chunk,
-          column_block,
-          start,
-          static_cast<const uint8_t*>(order.const_data_ptr()),
-          static_cast<const uint8_t*>(block_columns.const_data_ptr())};
-}
-
-// The first size(s) of `like` with `width` as the last one
-std::vector<int64_t> shape_like(const Tensor& like, int64_t width) {
-  std::vector<int64_t> shape(like.sizes().begin(), like.sizes().end());
-  shape.back() = width;
-  return shape;
-}
-
-void check_like(const char* op, const char* argument, const Tensor& tensor, const std::vector<int64_t>& shape,
-                const Tensor& input) {
-  bool fits = tensor.scalar_type() == input.scalar_type() && tensor.is_cpu() &&
-              tensor.dim() == static_cast<int64_t>(shape.size());
-  for (size_t d = 0; fits && d < shape.size(); ++d) fits = tensor.size(d) == shape[d];
-  if (fits) return;
-  std::string sizes;
-  for (size_t d = 0; d < shape.size(); ++d) sizes += text(d ? ", " : "", shape[d]);
-  reject(op, argument, name_of(input.scalar_type()) + " [" + sizes + "] on the CPU", describe(tensor));
-}
-
-int64_t rows_of(const Tensor& tensor) {
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < tensor.dim(); ++d) rows *= tensor.size(d);
-  return rows;
-}
-
 Tensor masked_linear(Tensor input, Tensor values, Tensor starts, Tensor order, Tensor block_columns,
                      int64_t rows, int64_t row_chunk, int64_t column_block, OptionalTensor bias,
-                     OptionalTensor residual, std::string activation, OptionalTensor, OptionalTensor,
-                     OptionalTensor, OptionalTensor) {
+                     OptionalTensor residual, std::string activation, OptionalTensor step_values,
+                     OptionalTensor step_block_columns, OptionalTensor, OptionalTensor, OptionalTensor,
+                     OptionalTensor) {
   constexpr const char* op = "masked_linear";
   check_dtype_of_input(op, input);
   const int64_t columns = input.size(input.dim() - 1), tokens = rows_of(input);
@@ -104,6 +27,7 @@ Tensor masked_linear(Tensor input, Tensor values, Tensor starts, Tensor order, T
   if (bias) check_like(op, "bias", *bias, {rows}, input);
   if (residual) check_like(op, "residual", *residual, shape, input);
   const Activation function = parse_activation(op, activation);
+  const MaskedSteps steps = checked_steps(op, step_values, step_block_columns, values, block_columns);
   input = as_contiguous(input);
   values = as_contiguous(values);
   if (bias) bias = as_contiguous(*bias);
@@ -115,6 +39,7 @@ Tensor masked_linear(Tensor input, Tensor values, Tensor starts, Tensor order, T
                                     tokens,
                                     structure,
                                     values.const_data_ptr(),
+                                    steps,
                                     input.const_data_ptr(),
                                     bias ? bias->const_data_ptr() : nullptr,
                                     residual ? residual->const_data_ptr() : nullptr,
@@ -122,7 +47,7 @@ Tensor masked_linear(Tensor input, Tensor values, Tensor starts, Tensor order, T
                                     out.mutable_data_ptr()};
   const MaskedLinearKernels& kernels = active_masked_linear_kernels();
   const Parallel parallel = torch_parallel();
-  const Scratch scratch(parallel.threads * kernels.scratch_bytes(structure));
+  const Scratch scratch(parallel.threads * kernels.scratch_bytes(structure, tokens));
   kernels.run(problem, scratch.data(), parallel);
   return out;
 }

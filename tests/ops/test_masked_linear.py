@@ -137,7 +137,7 @@ def test_torch_library_rules() -> None:
     s, (t, elements) = inputs["structure"], inputs["structure"].transposed()
     leaves = [inputs[name].requires_grad_() for name in ("input", "values", "bias", "residual")]
     arguments = (leaves[0], leaves[1], s.starts, s.order, s.block_columns, 65, s.row_chunk, s.column_block)
-    back = (t.starts, t.order, t.block_columns, elements)
+    back = (None, None, t.starts, t.order, t.block_columns, elements)
     torch.use_deterministic_algorithms(False)
     torch.library.opcheck(torch.ops.vleff.masked_linear, (*arguments, leaves[2], leaves[3], "none", *back))
     grad = (torch.randn(5, 65), inputs["input"].detach(), *arguments[2:5], s.row_chunk, s.column_block)

@@ -32,8 +32,8 @@ from vleff.models.layer import (
     PackedLayer,
     additive_mask,
     attend,
-    expand,
     normalize,
+    run_feed_forward,
     runs_packed,
 )
 from vleff.models.registry import Adapter, register
@@ -131,7 +131,7 @@ class PackedBlipNLVR2Layer(PackedLayer, BlipNLVR2Layer):
         )
         joined = dropout(cross.output.join(first, second), cross.output.dropout.p, training)
         values = normalize(cross.output.LayerNorm, joined, values)
-        output = dropout(expand(parts.feed_forward, values, training), parts.feed_forward.output_dropout, training)
+        output = run_feed_forward(parts.feed_forward, values, training)
         return normalize(parts.feed_forward.norm, output, values)
 
 

@@ -12,6 +12,7 @@ from vleff.models.attention_interface import implementations
 from vleff.models.layer import FeedForwardParts, PackedLayer, has_hooks
 from vleff.models.registry import Adapter, adapter_for, warn_if_unchecked
 from vleff.nn.fused_linear import FusedLinear
+from vleff.nn.masked_linear import MaskedLinear
 
 _RECORD = "_vleff_conversion"
 _FUSED_ACTIVATIONS: dict[type, str] = {
@@ -111,18 +112,22 @@ def _models_around(base: PreTrainedModel, model: nn.Module) -> list[PreTrainedMo
 def _exchange_linears(root: nn.Module, conversion: Conversion, feed_forward: FeedForwardParts | None = None) -> None:
     """Puts a FusedLinear for each linear in `root`, other base models of known families left out.
 
-    Of a layer whose `feed_forward` is given, the activation is fused, too.
+    Of a layer whose `feed_forward` is given, the activation is fused, too, also into a MaskedLinear.
     """
-    parts = feed_forward if feed_forward is not None and _is_fusible(feed_forward.intermediate) else None
-    fused_name = _FUSED_ACTIVATIONS.get(type(parts.activation)) if parts is not None else None
+    fused = _FUSED_ACTIVATIONS.get(type(feed_forward.activation)) if feed_forward is not None else None
+    if fused is None or feed_forward is None or not _takes_activation(feed_forward.intermediate):
+        fused, intermediate, activation = None, None, None
+    else:
+        intermediate, activation = feed_forward.intermediate, feed_forward.activation
     for owner in _modules_outside_of_base_models(root):
         for name, module in list(owner.named_children()):
             replacement: nn.Module
-            if fused_name is not None and parts is not None and module is parts.activation:
+            if module is activation:
                 replacement = nn.Identity()
+            elif isinstance(module, MaskedLinear) and module is intermediate and fused is not None:
+                replacement = module.with_activation(fused)
             elif _is_fusible(module):
-                is_intermediate = parts is not None and module is parts.intermediate
-                replacement = FusedLinear.from_linear(module, fused_name if is_intermediate and fused_name else "none")
+                replacement = FusedLinear.from_linear(module, fused if module is intermediate and fused else "none")
             else:
                 continue
             setattr(owner, name, replacement.train(module.training))
@@ -136,6 +141,11 @@ def _modules_outside_of_base_models(root: nn.Module) -> list[nn.Module]:
         if not (isinstance(child, PreTrainedModel) and adapter_for(child) is not None):
             found += _modules_outside_of_base_models(child)
     return found
+
+
+def _takes_activation(module: Any) -> bool:
+    masked = isinstance(module, MaskedLinear) and module.activation == "none" and not has_hooks(module)
+    return masked or _is_fusible(module)
 
 
 def _is_fusible(module: Any) -> TypeGuard[nn.Linear]:

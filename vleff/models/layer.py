@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from vleff.nn.fused_linear import FusedLinear
+from vleff.nn.masked_feed_forward import masked_feed_forward
+from vleff.nn.masked_linear import MaskedLinear
 from vleff.nn.ragged import RaggedBatch
 from vleff.ops.residual_layer_norm import residual_layer_norm
 from vleff.ops.token_gather_attention import token_gather_attention
@@ -139,9 +141,7 @@ class PostNormLayer(PackedLayer):
             to_memory = PackedContext(context.batch)
             memory = context.memory
             values = self._attended(parts.cross_attention, values, memory.values, memory, to_memory)
-        feed_forward = parts.feed_forward
-        output = expand(feed_forward, values, training)
-        return normalize(feed_forward.norm, dropout(output, feed_forward.output_dropout, training), values)
+        return normalize(parts.feed_forward.norm, run_feed_forward(parts.feed_forward, values, training), values)
 
     def _attended(
         self,
@@ -160,12 +160,11 @@ class PreNormLayer(PackedLayer):
 
     def forward_packed(self, values: torch.Tensor, context: PackedContext) -> torch.Tensor:
         parts, training = self.parts(), self.training
-        attention, feed_forward = parts.attention, parts.feed_forward
+        attention, norm = parts.attention, parts.feed_forward.norm
         normalized = normalize(attention.norm, values)
         attended = attend(attention, normalized, normalized, context.batch, context, training)
         values = project_and_add(attention.output, attended, attention.output_dropout, training, values)
-        hidden = expand(feed_forward, normalize(feed_forward.norm, values), training, project=False)
-        return project_and_add(feed_forward.output, hidden, feed_forward.output_dropout, training, values)
+        return run_feed_forward(parts.feed_forward, normalize(norm, values), training, values)
 
 
 def runs_packed(
@@ -280,20 +279,29 @@ def _attend_padded(
     return batch.gather(attended.transpose(1, 2)).flatten(1)
 
 
-def expand(parts: FeedForwardParts, values: torch.Tensor, training: bool, project: bool = True) -> torch.Tensor:
-    """The feed-forward block without norm and residual, up to its output projection or with it."""
-    hidden = parts.activation(parts.intermediate(values))
+def run_feed_forward(
+    parts: FeedForwardParts, values: torch.Tensor, training: bool, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The feed-forward block without its norm, plus a residual if there is one."""
+    first, second = parts.intermediate, parts.output
+    drops = training and (parts.activation_dropout or parts.output_dropout)
+    is_plain = parts.gate is None and isinstance(parts.activation, nn.Identity)
+    if isinstance(first, MaskedLinear) and isinstance(second, MaskedLinear) and is_plain and not drops:
+        return masked_feed_forward(first, second, values, residual)
+    hidden = parts.activation(first(values))
     if parts.gate is not None:
         hidden = hidden * parts.gate(values)
     hidden = dropout(hidden, parts.activation_dropout, training)
-    return parts.output(hidden) if project else hidden
+    if residual is not None:
+        return project_and_add(second, hidden, parts.output_dropout, training, residual)
+    return dropout(second(hidden), parts.output_dropout, training)
 
 
 def project_and_add(
     linear: nn.Module, values: torch.Tensor, dropout_p: float, training: bool, residual: torch.Tensor
 ) -> torch.Tensor:
     """residual + dropout(linear(values)), in one pass where nothing is dropped."""
-    if isinstance(linear, FusedLinear) and not (training and dropout_p):
+    if isinstance(linear, (FusedLinear, MaskedLinear)) and not (training and dropout_p):
         return linear(values, residual)
     return residual + dropout(linear(values), dropout_p, training)
 

@@ -14,6 +14,7 @@ from vleff.models.conversion import is_converted, unsupported
 from vleff.models.layer import PackedLayer
 from vleff.models.registry import Adapter, base_models
 from vleff.nn.fused_linear import FusedLinear
+from vleff.nn.masked_linear import MaskedLinear
 
 CALLS_AS_BEFORE = (
     "Calls that run as transformers wrote them: output_attentions, masks of 3 or 4 dimensions, is_causal, "
@@ -128,8 +129,8 @@ def _linears(modules: Iterable[nn.Module]) -> dict[str, int]:
     """What computes the linear layers among `modules`, and how many of them."""
     return dict(
         Counter(
-            module.explain() if isinstance(module, FusedLinear) else "linear by torch"
+            module.explain() if isinstance(module, (FusedLinear, MaskedLinear)) else "linear by torch"
             for module in modules
-            if isinstance(module, nn.Linear)
+            if isinstance(module, (nn.Linear, MaskedLinear))
         )
     )

@@ -20,10 +20,9 @@ from vleff.models.layer import (
     LayerParts,
     PackedLayer,
     additive_mask,
-    expand,
     is_padding_mask,
     normalize,
-    project_and_add,
+    run_feed_forward,
     runs_packed,
 )
 from vleff.models.registry import Adapter, register
@@ -89,7 +88,7 @@ class AttentionPooling(PackedLayer):
         )
 
     def _pooled(self, batch: RaggedBatch) -> torch.Tensor:
-        attention, feed_forward = self.attention, self.parts().feed_forward
+        attention = self.attention
         width, by_head = attention.embed_dim, (attention.num_heads, attention.head_dim)
         weight, bias = attention.in_proj_weight, attention.in_proj_bias  # of query, key and value
         query = fused_linear(self.probe[0], weight[:width], bias[:width])  # [1, d]: the same for all images
@@ -105,8 +104,7 @@ class AttentionPooling(PackedLayer):
             batch.max_length,
         )
         pooled = attention.out_proj(attended.flatten(1))
-        hidden = expand(feed_forward, normalize(self.layernorm, pooled), self.training, project=False)
-        return project_and_add(feed_forward.output, hidden, 0.0, self.training, pooled)
+        return run_feed_forward(self.parts().feed_forward, normalize(self.layernorm, pooled), self.training, pooled)
 
 
 def _sees_last(mask: torch.Tensor) -> bool:

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from vleff.nn.modes import has_tangents, is_autocast, is_transformed
 from vleff.nn.packable_parameters import PackableParameters
 from vleff.ops.fused_linear import ACTIVATIONS, activate, fused_linear
 
@@ -112,20 +112,11 @@ class FusedLinear(nn.Linear):
 
     def _takes_plain_torch(self, input: Tensor) -> bool:
         """Whether the product is torch's: for its casts, its transforms, and dtypes in which it is as fast."""
-        return (
-            input.dtype != torch.float32
-            or input.device.type != "cpu"
-            or torch.is_autocast_enabled("cpu")
-            or forward_ad._current_level >= 0
-            or (not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None)
-        )
+        return input.dtype != torch.float32 or input.device.type != "cpu" or is_autocast(input) or is_transformed()
 
     def _differentiates(self, input: Tensor, residual: Tensor | None) -> bool:
         """Whether plain torch has to run: for gradients or tangents, or for the casts of autocast."""
-        device = input.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):
-            return True
-        if forward_ad._current_level >= 0:
+        if is_autocast(input) or has_tangents():
             return True
         if not torch.is_grad_enabled():
             return False

@@ -10,7 +10,8 @@ from vleff.ops.fused_linear import (
     packs_linear_weight,
     unpack_linear_weight,
 )
-from vleff.ops.masked_linear import masked_linear, masked_linear_reference
+from vleff.ops.masked_feed_forward import masked_feed_forward, masked_feed_forward_reference
+from vleff.ops.masked_linear import masked_linear, masked_linear_reference, pack_masked_weight
 from vleff.ops.masked_structure import MaskedStructure
 from vleff.ops.residual_layer_norm import residual_layer_norm, residual_layer_norm_reference
 from vleff.ops.token_gather_attention import (
@@ -23,9 +24,12 @@ __all__ = [
     "MaskedStructure",
     "fused_linear",
     "fused_linear_reference",
+    "masked_feed_forward",
+    "masked_feed_forward_reference",
     "masked_linear",
     "masked_linear_reference",
     "pack_linear_weight",
+    "pack_masked_weight",
     "packs_linear_weight",
     "residual_layer_norm",
     "residual_layer_norm_reference",

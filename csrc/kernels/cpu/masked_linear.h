@@ -24,6 +24,14 @@ struct MaskedStructure {
 constexpr int64_t largest_row_chunk = 256;
 constexpr int64_t largest_column_block = 256;
 
+// A copy of a weight by steps, for few tokens. Within a block of a chunk, `slice_rows` rows at neighbouring
+// places make a slice; first stand the first elements of its rows, then the second ones, and so on.
+constexpr int64_t slice_rows = 16;
+struct MaskedSteps {
+  const void* values;            // [elements], null if there is no copy
+  const uint8_t* block_columns;  // [elements]
+};
+
 // out = activation(input * weight^T + bias) + residual. Arrays have the problem's type. Products of bfloat16
 // are exact, sums are in float32, and only the result is rounded. No token's bits depend on the others.
 struct MaskedLinearProblem {
@@ -31,9 +39,10 @@ struct MaskedLinearProblem {
   int64_t tokens;
   MaskedStructure weight;  // rows: features out, columns: features in
   const void* values;      // [elements]
-  const void* input;       // [tokens, columns]
-  const void* bias;        // [rows] or null
-  const void* residual;    // [tokens, rows] or null
+  MaskedSteps steps;
+  const void* input;     // [tokens, columns]
+  const void* bias;      // [rows] or null
+  const void* residual;  // [tokens, rows] or null
   Activation activation;
   void* out;  // [tokens, rows]
 };
@@ -51,7 +60,9 @@ struct MaskedLinearGradValuesProblem {
 // scratch: 64-byte aligned, parallel.threads * scratch_bytes(...) bytes. The order of sums does not depend on
 // the number of threads.
 struct MaskedLinearKernels {
-  int64_t (*scratch_bytes)(const MaskedStructure&);
+  // Whether numbers never descend from 0 to `last`.
+  bool (*ascend)(const int32_t* numbers, int64_t count, int64_t last);
+  int64_t (*scratch_bytes)(const MaskedStructure&, int64_t tokens);
   void (*run)(const MaskedLinearProblem&, void* scratch, const Parallel&);
   int64_t (*grad_values_scratch_bytes)(const MaskedStructure&);
   void (*grad_values)(const MaskedLinearGradValuesProblem&, void* scratch, const Parallel&);
