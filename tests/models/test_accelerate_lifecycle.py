@@ -8,7 +8,16 @@ import pytest
 import torch
 from model_cases import tensors
 from torch import nn
-from transformers import BertForMaskedLM, BertForQuestionAnswering, BertModel
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertModel,
+    CLIPTextModel,
+    DistilBertModel,
+    T5EncoderModel,
+    ViltModel,
+    ViTModel,
+)
 
 import vleff
 from vleff.models import registry
@@ -240,10 +249,19 @@ def test_explain(bert_case):
     assert "no transformers model" in str(vleff.explain(nn.Linear(2, 2)))
 
 
+@pytest.mark.parametrize("model_class", [DistilBertModel, ViTModel, CLIPTextModel, ViltModel, T5EncoderModel])
+def test_explain_says_what_falls_back(build_case, model_class):
+    report = vleff.explain(vleff.accelerate(build_case(model_class).model))
+    (encoder,) = report.encoders
+    assert encoder.accelerated and len(encoder.layers) >= 2 and "output_attentions" in str(report)
+
+
 def test_unchecked_versions_of_transformers_warn_once(build_case, monkeypatch):
     registry.warn_if_unchecked.cache_clear()
     monkeypatch.setattr("transformers.__version__", "5.99.1")
-    with pytest.warns(UserWarning, match=r"BERT adapter was checked with transformers 5\.17, 5\.23; 5\.99\.1"):
+    with pytest.warns(
+        UserWarning, match=r"BERT adapter was checked with transformers 5\.17, .*; 5\.99\.1 is installed"
+    ):
         vleff.accelerate(build_case(BertModel).model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -9,6 +9,7 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertModel,
+    CLIPTextModel,
     DistilBertModel,
     RobertaModel,
     ViTForImageClassification,
@@ -151,12 +152,15 @@ def test_heads_train(build_case):
     assert all(parameter.grad is not None for parameter in case.model.parameters())
 
 
-def test_autocast_training(bert_case):
+@pytest.mark.parametrize("model_class", [BertModel, DistilBertModel, ViTModel, CLIPTextModel])
+def test_autocast_training(build_case, model_class):
+    case = build_case(model_class)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = bert_case.plain().train(False)(**bert_case.inputs).last_hidden_state
-        model = vleff.accelerate(bert_case.model)
-        output = model(**bert_case.inputs).last_hidden_state
-        output[bert_case.valid].square().sum().backward()
+        expected = case.plain().train(False)(**case.inputs).last_hidden_state
+        model = vleff.accelerate(case.model)
+        output = model(**case.inputs).last_hidden_state
+        output[case.valid].square().sum().backward()
     assert output.dtype == expected.dtype
-    assert all(parameter.grad is not None for parameter in model.encoder.parameters())
-    torch.testing.assert_close(output[bert_case.valid], expected[bert_case.valid], atol=0.1, rtol=0.1)
+    layers = [parameter for name, parameter in model.named_parameters() if ".layer" in f".{name}"]
+    assert len(layers) > 20 and all(parameter.grad is not None for parameter in layers)
+    torch.testing.assert_close(output[case.valid], expected[case.valid], atol=0.1, rtol=0.1)

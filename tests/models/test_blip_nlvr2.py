@@ -50,7 +50,7 @@ def test_with_one_image_twice_and_equal_projections_it_is_blips_text_encoder():
     text = {"input_ids": case.inputs["input_ids"], "attention_mask": case.inputs["attention_mask"]}
     with torch.no_grad():
         expected = reference(**text, encoder_hidden_states=image).last_hidden_state
-        states = model._encode(model.embeddings(text["input_ids"]), text["attention_mask"], (image, image))
+        states = model._encode(model.embeddings(text["input_ids"]), text["attention_mask"], (image, image))[-1]
     torch.testing.assert_close(states[case.valid], expected[case.valid], atol=1e-5, rtol=1e-5)
 
 
@@ -70,10 +70,24 @@ def test_loss_gradients_and_the_order_of_images():
 
 def test_the_authors_layout_makes_a_round_trip():
     source, target = make_case(BlipForNLVR2).model, make_case(BlipForNLVR2, seed=1).model
+    theirs = {
+        "vision_model.embeddings.class_embedding": "visual_encoder.cls_token",
+        "vision_model.embeddings.position_embedding": "visual_encoder.pos_embed",
+        "vision_model.embeddings.patch_embedding.weight": "visual_encoder.patch_embed.proj.weight",
+        "vision_model.embeddings.patch_embedding.bias": "visual_encoder.patch_embed.proj.bias",
+        "vision_model.post_layernorm.weight": "visual_encoder.norm.weight",
+        "vision_model.post_layernorm.bias": "visual_encoder.norm.bias",
+    }
     original = {}
     for name, value in source.state_dict().items():
-        prefix = "" if name.startswith(("vision_model", "classifier")) else "text_encoder."
-        original[prefix + name.replace("classifier.", "cls_head.")] = value
+        if name.startswith("vision_model.encoder.layers."):
+            _, _, _, number, *rest = name.split(".")
+            block = ".".join(rest).replace("self_attn.projection", "attn.proj").replace("self_attn", "attn")
+            theirs[name] = f"visual_encoder.blocks.{number}.{block.replace('layer_norm', 'norm')}"
+        elif name.startswith("classifier."):
+            theirs[name] = name.replace("classifier.", "cls_head.")
+        original[theirs.get(name, f"text_encoder.{name}")] = value
+    assert not any("vision" in name for name in original)
     assert load_original_state_dict(target, original | {"text_encoder.pooler.dense.bias": torch.zeros(1)}) == [
         "text_encoder.pooler.dense.bias"
     ]
@@ -100,3 +114,34 @@ def test_bad_input_is_named():
         case.model(case.inputs["input_ids"], torch.zeros(4, 3, 40, 40))
     with pytest.raises(ValueError, match="attention_mask: expected"):
         case.model(**case.inputs | {"attention_mask": torch.ones(4, 3)})
+    with pytest.raises(TypeError, match="output_atentions"):
+        case.model(**case.inputs, output_atentions=True)
+
+
+def test_hidden_states_of_the_text():
+    case = make_case(BlipForNLVR2)
+    expected = case.call(case.plain(), output_hidden_states=True)
+    actual = case.call(vleff.accelerate(case.model), output_hidden_states=True)
+    assert len(expected.hidden_states) == len(case.model.encoder.layer) + 1
+    for ours, plain in zip(actual.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(ours[case.valid], plain[case.valid], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual.logits, case.call(case.model).logits, atol=1e-5, rtol=1e-5)
+    case.model.config.output_hidden_states = True
+    assert case.call(case.model).hidden_states is not None
+
+
+def test_gradient_checkpointing():
+    case = make_case(BlipForNLVR2)
+    model = vleff.accelerate(case.model).train()
+    labels = torch.tensor([0, 1, 1, 0])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            assert any(layer.gradient_checkpointing for layer in model.encoder.layer)
+        torch.manual_seed(0)
+        model.zero_grad()
+        model(**case.inputs, labels=labels).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-4)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.functional import dropout
 from transformers import BlipConfig, BlipVisionModel, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.blip.modeling_blip_text import (
     BlipTextAttention,
@@ -83,7 +84,7 @@ class TwinCrossAttention(nn.Module):
         return self.output(first, second, hidden_states)
 
 
-class BlipNLVR2Layer(nn.Module):
+class BlipNLVR2Layer(GradientCheckpointingLayer):
     """Self attention, attention to both images, feed-forward; post-norm."""
 
     def __init__(self, config: Any, layer_number: int) -> None:
@@ -167,6 +168,7 @@ class BlipForNLVR2(PreTrainedModel):
     config: BlipConfig
     base_model_prefix = "blip_nlvr2"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
@@ -196,8 +198,8 @@ class BlipForNLVR2(PreTrainedModel):
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> Any:
         """
         Args:
@@ -205,6 +207,8 @@ class BlipForNLVR2(PreTrainedModel):
             pixel_values: [batch, 2, 3, height, width].
             attention_mask: [batch, length], zero at padding; None without any.
             labels: int64 [batch], for the loss (cross-entropy).
+            output_hidden_states: whether the text's states, before the first layer and after each one, are returned.
+                Such a call is computed as if the model were not accelerated.
 
         Returns:
             SequenceClassifierOutput with logits [batch, labels], or a tuple where `return_dict` is False.
@@ -219,25 +223,33 @@ class BlipForNLVR2(PreTrainedModel):
             raise ValueError(f"attention_mask: expected [batch, length] = {expected}, got {got}")
         images = self.vision_model(pixel_values.flatten(0, 1)).last_hidden_state.unflatten(0, (-1, 2))
         text = self.embeddings(input_ids)
-        run = self._encode_packed if self._covers(text, kwargs) else self._encode
-        first_token = run(text, attention_mask, (images[:, 0], images[:, 1]))[:, 0]
-        logits = self.classifier(first_token)
+        pair = images[:, 0], images[:, 1]
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        states = None
+        if output_hidden_states or not self._covers(text):
+            states = self._encode(text, attention_mask, pair)
+        last = self._encode_packed(text, attention_mask, pair) if states is None else states[-1]
+        logits = self.classifier(last[:, 0])
         loss = None if labels is None else functional.cross_entropy(logits, labels)
-        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        hidden_states: Any = states if output_hidden_states else None
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
     def _encode(
         self, states: torch.Tensor, attention_mask: torch.Tensor | None, images: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, ...]:
+        """The states before the first layer and after each one."""
         mask: Any = create_bidirectional_mask(config=self.config, inputs_embeds=states, attention_mask=attention_mask)
         mask = additive_mask(mask, states.dtype)
+        all_states = [states]
         for layer in self.encoder.layer:
-            states = layer(states, mask, images)
-        return states
+            all_states.append(layer(all_states[-1], mask, images))
+        return tuple(all_states)
 
-    def _covers(self, states: torch.Tensor, arguments: dict[str, Any]) -> bool:
-        return runs_packed(states, None, (), arguments) and not any(
+    def _covers(self, states: torch.Tensor) -> bool:
+        return runs_packed(states, None, (), {}) and not any(
             not isinstance(layer, PackedBlipNLVR2Layer) or layer.has_inner_hooks() for layer in self.encoder.layer
         )
 
@@ -254,10 +266,9 @@ class BlipForNLVR2(PreTrainedModel):
 
 
 def load_original_state_dict(model: BlipForNLVR2, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
-    """Loads text encoder and classifier of a checkpoint in the layout that BLIP's authors released for NLVR2.
+    """Loads a checkpoint in the layout that BLIP's authors released for NLVR2.
 
-    Not tried on a released file. The vision model's part, whose names transformers' conversion knows, has to be
-    under the names of BlipVisionModel, after "vision_model.".
+    Not tried on a released file.
 
     Returns:
         the names in `state_dict` that the model has no place for.
@@ -268,13 +279,35 @@ def load_original_state_dict(model: BlipForNLVR2, state_dict: Mapping[str, torch
     wanted = model.state_dict()
     ours, unknown = {}, []
     for name, value in state_dict.items():
-        renamed = name.removeprefix("text_encoder.").replace("cls_head.", "classifier.")
+        renamed = _rename(name)
         if renamed in wanted:
             ours[renamed] = value
         else:
             unknown.append(name)
     model.load_state_dict(ours)
     return unknown
+
+
+# the vision tower is timm's ViT
+_VISION_NAMES = (
+    ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
+    ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
+    ("visual_encoder.patch_embed.proj.", "vision_model.embeddings.patch_embedding."),
+    ("visual_encoder.norm.", "vision_model.post_layernorm."),
+    ("visual_encoder.blocks.", "vision_model.encoder.layers."),
+    (".attn.qkv.", ".self_attn.qkv."),
+    (".attn.proj.", ".self_attn.projection."),
+    (".norm1.", ".layer_norm1."),
+    (".norm2.", ".layer_norm2."),
+)
+
+
+def _rename(name: str) -> str:
+    if name.startswith("visual_encoder."):
+        for theirs, ours in _VISION_NAMES:
+            name = name.replace(theirs, ours)
+        return name
+    return name.removeprefix("text_encoder.").replace("cls_head.", "classifier.")
 
 
 register(Adapter("BLIP-NLVR2", BlipForNLVR2, {BlipNLVR2Layer: PackedBlipNLVR2Layer}))

@@ -98,6 +98,7 @@ class MeterPreTrainedModel(PreTrainedModel):
     base_model_prefix = "meter"
     # SDPA would take the co-attention layers for causal ones where there is no mask
     _supports_sdpa = False
+    supports_gradient_checkpointing = True
 
 
 class MeterModel(MeterPreTrainedModel):
@@ -134,7 +135,6 @@ class MeterModel(MeterPreTrainedModel):
         image_embeds: torch.Tensor | None = None,
         image_token_type: int = 1,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> Any:
         """
         Args:
@@ -166,7 +166,7 @@ class MeterModel(MeterPreTrainedModel):
         types = self.token_type_embeddings.weight
         text = self.cross_modal_text_transform(text) + types[0]
         image = self.cross_modal_image_transform(image_embeds) + types[image_token_type]
-        fuse = self._fuse_packed if self._covers(text, kwargs) else self._fuse
+        fuse = self._fuse_packed if self._covers(text) else self._fuse
         text, image = fuse(text, image, attention_mask)
         pooled = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], -1)
         output = MeterModelOutput(text_features=text, image_features=image, pooler_output=pooled)
@@ -187,9 +187,9 @@ class MeterModel(MeterPreTrainedModel):
             )
         return text, image
 
-    def _covers(self, text: torch.Tensor, arguments: dict[str, Any]) -> bool:
+    def _covers(self, text: torch.Tensor) -> bool:
         layers = [*self.cross_modal_text_layers, *self.cross_modal_image_layers]
-        return runs_packed(text, None, (), arguments) and not any(
+        return runs_packed(text, None, (), {}) and not any(
             not isinstance(layer, PackedBridgeTowerCrossLayer) or layer.has_inner_hooks() for layer in layers
         )
 
