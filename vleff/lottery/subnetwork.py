@@ -1,8 +1,7 @@
 """The subnetwork that a mask leaves of a transformers model: extracted, tuned, saved, loaded, made dense again."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from vleff.lottery.frozen_remainder import FrozenRemainderLinear
 from vleff.nn.masked_linear import MaskedLinear
+from vleff.training.checkpoints import replace_file
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -100,14 +100,14 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
         raise FileExistsError(f"{folder} holds a subnetwork already")
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    _replace(folder / WEIGHTS, lambda part: save_model(model, str(part)))
+    replace_file(folder / WEIGHTS, lambda part: save_model(model, str(part)))
     description = {
         "format": _FORMAT,
         "class": f"{(kind := getattr(type(model), 'original_class', type(model))).__module__}.{kind.__qualname__}",
         "dtype": str(model.dtype).removeprefix("torch."),
         "layers": {name: _kind(layer) for name, layer in layers.items()},
     }
-    _replace(folder / DESCRIPTION, lambda part: part.write_text(json.dumps(description, indent=1) + "\n"))
+    replace_file(folder / DESCRIPTION, lambda part: part.write_text(json.dumps(description, indent=1) + "\n"))
 
 
 def from_pretrained(folder: str | Path) -> PreTrainedModel:
@@ -151,13 +151,3 @@ def _class(name: str) -> Any:
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ValueError(f"expected a model class, got {name!r}")
     return found
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file in one step: it is there as a whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
