@@ -37,6 +37,9 @@ SECTIONS = {
         }.items()
     },
     "fused-linear": ["benchmarks/bench_fused_linear.py"],
+    "masked-linear": ["benchmarks/bench_masked_linear.py", "-k", "one_core"],
+    "masked-linear-more": ["benchmarks/bench_masked_linear.py", "-k", "two_cores or peers or feed_forward"],
+    "masked-reader": ["benchmarks/bench_masked_linear.py", "-k", "reader or training_step"],
 }
 
 DTYPES = ("fp32", "bf16")
