@@ -11,11 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vleff import cli_lottery
+
 app = typer.Typer(
     help="Transformer encoders made faster by kernels that do only the work that matters for each input.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_lottery.app, name="lottery")
 console = Console()
 
 MODEL_HELP = (

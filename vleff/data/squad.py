@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,45 @@ def read_squad(path: str | Path) -> list[Paragraph]:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: article {a} is not in SQuAD format: {_reason(error)}") from error
     return paragraphs
+
+
+def load_squad(name: str | Path, split: str = "train") -> list[Paragraph]:
+    """The paragraphs of a file in SQuAD format, or of a data set of the hub with its columns.
+
+    Args:
+        name: a file, or what `datasets.load_dataset` takes.
+        split: of the data set.
+
+    Raises:
+        FileNotFoundError: `name` looks like a file, and there is none.
+        ImportError: it looks like a data set, and the package `datasets` is not installed.
+        ValueError: the file or the data set is not of the format.
+    """
+    if Path(name).exists() or str(name).endswith((".json", ".json.gz")):
+        return read_squad(name)
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(f"{name} is no file; to load it as a data set of the hub: pip install datasets") from error
+    return paragraphs_of(load_dataset(str(name), split=split), str(name))
+
+
+def paragraphs_of(rows: Iterable[Mapping[str, Any]], name: str) -> list[Paragraph]:
+    """Paragraphs from rows with the columns id, context, question and answers (text, answer_start), and title if any.
+
+    Raises:
+        ValueError: a column is missing or of another kind; the message has `name`.
+    """
+    grouped: dict[tuple[str, str], list[Question]] = {}
+    for number, row in enumerate(rows):
+        try:
+            spans = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+            answers = tuple(Answer(text, int(start)) for text, start in spans)
+            question = Question(str(row["id"]), row["question"], answers, is_impossible=not answers)
+            grouped.setdefault((row.get("title", ""), row["context"]), []).append(question)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: row {number} is not in SQuAD format: {_reason(error)}") from error
+    return [Paragraph(title, context, tuple(questions)) for (title, context), questions in grouped.items()]
 
 
 def _paragraph(title: str, content: dict[str, Any]) -> Paragraph:
