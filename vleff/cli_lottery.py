@@ -112,13 +112,14 @@ def export(
 ) -> None:
     """Write a subnetwork as an ordinary dense checkpoint, which plain transformers loads."""
     with _failures():
-        from vleff.lottery import reading, to_dense
+        from transformers import AutoTokenizer
+
+        from vleff.lottery import from_pretrained, to_dense
 
         if output.exists():
             raise FileExistsError(f"{output} exists already")
-        reader, tokenizer = reading.load_reader(subnetwork)
-        to_dense(reader).save_pretrained(output)
-        tokenizer.save_pretrained(output)
+        to_dense(from_pretrained(subnetwork)).save_pretrained(output)
+        AutoTokenizer.from_pretrained(subnetwork).save_pretrained(output)
         _say(f"Wrote {output}")
 
 

@@ -118,6 +118,8 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
         ValueError: its description does not fit this version of vleff, or its weights.
     """
     folder = Path(folder)
+    if not (folder / DESCRIPTION).exists():
+        raise FileNotFoundError(f"{folder} holds no subnetwork: {DESCRIPTION} is not there")
     description = json.loads((folder / DESCRIPTION).read_text())
     if description.get("format") != _FORMAT:
         raise ValueError(f"{folder / DESCRIPTION}: expected format {_FORMAT}, got {description.get('format')!r}")
