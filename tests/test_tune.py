@@ -19,11 +19,12 @@ from typer.testing import CliRunner, Result
 
 import vleff
 from vleff import choices, doctor
-from vleff.bench import tune
+from vleff.bench import tune, tune_masked
 from vleff.bench.timing import Comparison
 from vleff.cli import app
 from vleff.nn.fused_linear import FusedLinear
 
+QUICK_SPARSE = {"SHAPES": ((128, 64),), "DENSITIES": (0.3, 0.6), "ROWS": (16,), "_SECONDS": 0.01}
 QUICK = {"SHAPES": ((32, 16), (64, 64)), "ROWS": (16,), "_SECONDS": 0.001, "_LEAST_ROUNDS": 6}
 
 
@@ -54,6 +55,8 @@ def read(file: Path, text: str) -> choices.Table:
 def run_quickly(monkeypatch: pytest.MonkeyPatch, *options: object) -> Result:
     for name, value in QUICK.items():
         monkeypatch.setattr(tune, name, value)
+    for name, value in QUICK_SPARSE.items():
+        monkeypatch.setattr(tune_masked, name, value)
     return CliRunner().invoke(app, ["tune", *map(str, options)], env={"COLUMNS": "120"})
 
 
@@ -101,6 +104,8 @@ def on_another(**changes: Any) -> str:
         (json.dumps(content(pack_linear_weight={"float32": {}})), "pack_linear_weight is not as expected"),
         (json.dumps(content(pack_linear_weight={"float32": {"least_elements": -1}})), "not as expected"),
         (json.dumps(content(pack_linear_weight={"float32": {"least_elements": True}})), "not as expected"),
+        (json.dumps(content(masked_linear=[])), "masked_linear is not as expected"),
+        (json.dumps(content(masked_linear={"float32": {"densest": 2}})), "masked_linear is not as expected"),
         (json.dumps(content(machine=None)), "it was measured with processor None, here it is"),
         (on_another(processor="abacus"), "it was measured with processor abacus, here it is"),
         (on_another(instruction_set="mmx"), "it was measured with instruction set mmx, here it is"),
@@ -172,6 +177,24 @@ def test_threshold_is_where_all_larger_weights_gain(gains: tuple[float, ...], le
     assert tune.least_elements(measurements(*gains)) == least
 
 
+@pytest.mark.parametrize(("gains", "densest"), [((2.0, 1.5, 1.0), 0.5), ((2.0, 0.5, 1.1), 0.35), ((2.0, 1.0, 0.9), 0.4), ((0.9, 1.0, 1.0), 0.0)])
+def test_products_are_sparse_up_to_the_first_density_that_loses(gains: tuple[float, ...], densest: float) -> None:
+    measured = [
+        tune_masked.SparseMeasurement("float32", density, {((8, 8), 16): Comparison(gain, None, None, 8)})
+        for gain, density in zip(gains, (0.3, 0.4, 0.5), strict=True)
+    ]
+    assert tune_masked.densest(measured[::-1]) == densest
+    assert tune_masked.as_choices(measured)["float16"] == {"densest": densest}
+
+
+def test_an_older_table_leaves_sparse_products_to_the_committed_one(path: Path) -> None:
+    committed = choices.densest_sparse()
+    read(path, json.dumps(content()))
+    assert choices.table().path == path and choices.densest_sparse() == committed
+    read(path, json.dumps(content(masked_linear={"float32": {"densest": 0.25}})))
+    assert choices.densest_sparse() == {torch.float32: 0.25}
+
+
 def test_command_writes_a_table_that_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_quickly(monkeypatch)
     assert result.exit_code == 0, result.output
@@ -183,8 +206,10 @@ def test_command_writes_a_table_that_is_used(path: Path, monkeypatch: pytest.Mon
     assert list(written["pack_linear_weight"]) == dtypes
     assert len(written["measured"]) == 2 * len(dtypes)
     assert all(one["low"] <= one["high"] for one in written["measured"])
+    assert all(0 <= written["masked_linear"][dtype]["densest"] <= 0.6 for dtype in (*dtypes, "float16"))
+    assert len(written["measured_masked_linear"]) == 2 * len(dtypes)
     for dtype in dtypes:
-        assert f"{dtype}: packs" in result.output
+        assert f"{dtype}: packs" in result.output and f"{dtype}: sparse from" in result.output
     assert [file.name for file in path.parent.iterdir()] == ["choices.json"]
 
 

@@ -1,7 +1,8 @@
 """Which kernel runs where several compute the same function, read from a measured table.
 
 The table is the committed `choices.json`, or the one that `vleff tune` measured on this machine. A choice is a
-pure function of a layer's shape and dtype. It changes no result: the kernels agree bit for bit.
+pure function of a layer's shape, dtype and share of zeros. Whether a weight is packed changes no bit; whether a product
+is sparse or dense changes its rounding.
 """
 
 import json
@@ -77,6 +78,9 @@ def misfit(content: Any) -> str | None:
     entries = content.get("pack_linear_weight")
     if not isinstance(entries, dict) or not all(_is_entry(entry) for entry in entries.values()):
         return "its entry pack_linear_weight is not as expected"
+    sparse = content.get("masked_linear", {})
+    if not isinstance(sparse, dict) or not all(_is_share(entry) for entry in sparse.values()):
+        return "its entry masked_linear is not as expected"
     recorded = content.get("machine")
     for name, here in this_machine().items():
         there = recorded.get(name) if isinstance(recorded, dict) else None
@@ -108,11 +112,21 @@ def packs_weight(out_features: int, in_features: int, dtype: torch.dtype) -> boo
 
 
 def densest_sparse() -> dict[torch.dtype, float]:
-    """By dtype, the largest share of elements with which a linear layer is faster sparse than dense."""
-    return {getattr(torch, name): entry["densest"] for name, entry in table().content["masked_linear"].items()}
+    """By dtype, the largest share of elements with which a linear layer is faster sparse than dense.
+
+    A table that was measured before there was such an entry leaves it to the committed one.
+    """
+    entries = table().content.get("masked_linear") or json.loads(COMMITTED.read_text(encoding="utf-8"))["masked_linear"]
+    return {getattr(torch, name): entry["densest"] for name, entry in entries.items()}
 
 
 def _is_entry(entry: Any) -> bool:
     """None, or an object with one whole number."""
     least = entry.get("least_elements") if isinstance(entry, dict) else None
     return entry is None or (type(least) is int and least >= 0)
+
+
+def _is_share(entry: Any) -> bool:
+    """An object with a number from 0 to 1."""
+    densest = entry.get("densest") if isinstance(entry, dict) else None
+    return isinstance(densest, int | float) and 0 <= densest <= 1

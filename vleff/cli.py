@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -114,20 +115,22 @@ def explain(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
 
 @app.command()
 def tune(output: Annotated[Path | None, typer.Option(help=TABLE_HELP)] = None) -> None:
-    """Measure the choices between kernels on this machine, in about a minute, and write them to a table.
+    """Measure the choices between kernels on this machine, in about two minutes, and write them to a table.
 
-    Programs that start afterwards use it. Results stay the same bits. Ctrl-C leaves everything as it was.
+    Programs that start afterwards use it. Ctrl-C leaves everything as it was.
     """
     from vleff import choices
-    from vleff.bench import report
+    from vleff.bench import report, tune_masked
     from vleff.bench import tune as tuning
 
     path = output or choices.user_file()
     try:
         with tuning.replaced(path) as write, report.progress(console) as progress:
-            task = progress.add_task("", total=tuning.steps())
-            measurements = tuning.measure(lambda what: progress.update(task, description=what, advance=1))
-            table = tuning.as_table(measurements)
+            task = progress.add_task("", total=tuning.steps() + tune_masked.steps())
+            advance = partial(progress.update, task, advance=1)
+            measurements = tuning.measure(lambda what: advance(description=what))
+            sparse = tune_masked.measure_sparse(lambda what: advance(description=what))
+            table = tuning.as_table(measurements, sparse)
             write(table)
     except OSError as error:
         raise _failure(error) from error
@@ -135,6 +138,7 @@ def tune(output: Annotated[Path | None, typer.Option(help=TABLE_HELP)] = None) -
         console.print("Interrupted: nothing was written.")
         raise typer.Exit(130) from None
     report.print_measurements(measurements, table, console)
+    report.print_sparse_measurements(sparse, table, console)
     console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
     if output is not None and output.resolve() != choices.user_file().resolve():
         console.print(f"To use it: VLEFF_CHOICES={path}", markup=False, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from vleff.bench.matching import Match
 from vleff.bench.results import BASELINE, OURS, Cell, Results
 from vleff.bench.timing import Comparison
 from vleff.bench.tune import Measurement
+from vleff.bench.tune_masked import SparseMeasurement
 from vleff.models.report import CALLS_AS_BEFORE, Report
 
 _DENSE_COLOR, _OURS_COLOR = "#8d99ae", "#d1495b"
@@ -111,6 +112,21 @@ def print_measurements(measurements: list[Measurement], table: dict[str, Any], c
     for dtype, choice in table["pack_linear_weight"].items():
         which = f"weights of at least {choice['least_elements']:,} elements" if choice else "no weights"
         console.print(f"{dtype}: packs {which}", highlight=False)
+
+
+def print_sparse_measurements(measurements: list[SparseMeasurement], table: dict[str, Any], console: Console) -> None:
+    """What `vleff tune` measured of sparse layers, and what it decided."""
+    if not measurements:
+        return
+    cases = (f"{shape[0]} x {shape[1]}\n{rows} rows" for shape, rows in measurements[0].gains)
+    shown = _table("dtype", "zeros", *cases, "all")
+    for one in measurements:
+        gains = (f"{gain.speedup:.2f}×" for gain in one.gains.values())  # noqa: RUF001
+        shown.add_row(one.dtype, f"{1 - one.density:.0%}", *gains, f"[bold]{one.gain:.2f}×[/]")  # noqa: RUF001
+    console.print(shown)
+    console.print("Speedup of a sparse product over a dense one, its weight packed; geometric mean.", style="dim")
+    for dtype, choice in table["masked_linear"].items():
+        console.print(f"{dtype}: sparse from {1 - choice['densest']:.0%} zeros on", highlight=False)
 
 
 def print_explanation(title: str, report: Report, console: Console) -> None:

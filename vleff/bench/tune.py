@@ -15,6 +15,7 @@ import torch
 
 from vleff.bench.results import now
 from vleff.bench.timing import Comparison, compare, measure_rounds, seconds
+from vleff.bench.tune_masked import SparseMeasurement, as_choices, as_measured
 from vleff.choices import SCHEMA, this_machine
 from vleff.ops.fused_linear import fused_linear, pack_linear_weight, packs_linear_weight
 
@@ -90,7 +91,7 @@ def least_elements(measurements: list[Measurement]) -> int | None:
     return least
 
 
-def as_table(measurements: list[Measurement]) -> dict[str, Any]:
+def as_table(measurements: list[Measurement], sparse: list[SparseMeasurement]) -> dict[str, Any]:
     """The content of a choice table: the choices, the machine that they hold for and the measured gains."""
     choices: dict[str, dict[str, int] | None] = {}
     for dtype in dict.fromkeys(one.dtype for one in measurements):
@@ -107,7 +108,9 @@ def as_table(measurements: list[Measurement]) -> dict[str, Any]:
         "date": now(),
         "machine": machine,
         "pack_linear_weight": choices,
+        "masked_linear": as_choices(sparse),
         "measured": measured,
+        "measured_masked_linear": as_measured(sparse),
     }
 
 
