@@ -177,7 +177,10 @@ def test_threshold_is_where_all_larger_weights_gain(gains: tuple[float, ...], le
     assert tune.least_elements(measurements(*gains)) == least
 
 
-@pytest.mark.parametrize(("gains", "densest"), [((2.0, 1.5, 1.0), 0.5), ((2.0, 0.5, 1.1), 0.35), ((2.0, 1.0, 0.9), 0.4), ((0.9, 1.0, 1.0), 0.0)])
+@pytest.mark.parametrize(
+    ("gains", "densest"),
+    [((2.0, 1.5, 1.0), 0.5), ((2.0, 0.5, 1.1), 0.35), ((2.0, 1.0, 0.9), 0.4), ((0.9, 1.0, 1.0), 0.0)],
+)
 def test_products_are_sparse_up_to_the_first_density_that_loses(gains: tuple[float, ...], densest: float) -> None:
     measured = [
         tune_masked.SparseMeasurement("float32", density, {((8, 8), 16): Comparison(gain, None, None, 8)})
