@@ -20,8 +20,9 @@ def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_attention_kernels_survive_random_problems(fuzz_folder: Path) -> None:
-    program = fuzz_folder / "fuzz_token_gather_attention"
+@pytest.mark.parametrize("op", ["token_gather_attention", "masked_linear"])
+def test_kernels_survive_random_problems(fuzz_folder: Path, op: str) -> None:
+    program = fuzz_folder / f"fuzz_{op}"
     environment = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
     run = subprocess.run([program, SECONDS, FIRST_SEED], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]

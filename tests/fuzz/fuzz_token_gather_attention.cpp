@@ -1,20 +1,6 @@
-// Random problems for the attention kernels under AddressSanitizer and UBSan, without torch. Every tensor is
-// a heap block of exactly its size, so that any access outside it is reported; every instruction-set level of
-// this processor must agree with the portable one.
-//
-// As a program: fuzz_token_gather_attention SECONDS FIRST_SEED. Under libFuzzer (clang, -fsanitize=fuzzer,
-// -DVLEFF_LIBFUZZER) the bytes are the seed.
-#include <chrono>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <random>
-#include <thread>
-#include <vector>
-
-#include "kernels/cpu/isa.h"
+// Random problems for the attention kernels: every instruction-set level of this processor must agree with
+// the portable one.
+#include "fuzzing.h"
 #include "kernels/cpu/token_gather_attention.h"
 
 VLEFF_DISPATCH(TokenGatherAttentionKernels, token_gather_attention_kernels)
@@ -22,48 +8,6 @@ VLEFF_DISPATCH(TokenGatherAttentionKernels, token_gather_attention_kernels)
 namespace {
 
 using namespace vleff;
-
-std::unique_ptr<char[]> block(int64_t bytes) {
-  auto data = std::make_unique<char[]>(bytes);
-  std::memset(data.get(), 0xFF, bytes);  // NaN in every type: unwritten outputs show
-  return data;
-}
-
-float as_float(const char* data, DataType type, int64_t element) {
-  if (type == DataType::float32) {
-    float value;
-    std::memcpy(&value, data + 4 * element, 4);
-    return value;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, data + 2 * element, 2);
-  if (type == DataType::bfloat16) {
-    uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-  }
-  _Float16 value;
-  std::memcpy(&value, &bits, 2);
-  return static_cast<float>(value);
-}
-
-void put(char* data, DataType type, int64_t element, float value) {
-  if (type == DataType::float32) {
-    std::memcpy(data + 4 * element, &value, 4);
-  } else if (type == DataType::bfloat16) {
-    std::memcpy(data + 2 * element, reinterpret_cast<char*>(&value) + 2, 2);
-  } else {
-    _Float16 half = static_cast<_Float16>(value);
-    std::memcpy(data + 2 * element, &half, 2);
-  }
-}
-
-void run_workers(const Parallel&, int64_t workers, void (*body)(void*, int64_t), void* context) {
-  std::vector<std::thread> threads;
-  for (int64_t worker = 0; worker < workers; ++worker) threads.emplace_back(body, context, worker);
-  for (auto& thread : threads) thread.join();
-}
 
 struct Case {
   std::mt19937_64 random;
@@ -137,8 +81,6 @@ struct Case {
   }
 };
 
-using Tensors = std::vector<std::pair<std::vector<float>, const char*>>;
-
 Tensors run(Case& c, Isa isa, int64_t threads) {
   set_active_isa(isa);
   const auto& kernels = active_token_gather_attention_kernels();
@@ -147,13 +89,8 @@ Tensors run(Case& c, Isa isa, int64_t threads) {
   const int64_t size = size_of(p.type), width = p.heads * p.head_dim;
   auto out = block(p.total_q * width * size), lse = block(p.total_q * p.heads * 4);
   auto importance = block(p.total_k * p.heads * 4);
-  auto scratch = [&](int64_t bytes) {
-    void* data = std::aligned_alloc(64, std::max<int64_t>(64, threads * bytes));
-    std::memset(data, 0xFF, threads * bytes);
-    return std::unique_ptr<void, decltype(&std::free)>(data, &std::free);
-  };
   {
-    auto memory = scratch(kernels.forward_scratch_bytes(p, c.max_q, c.max_k));
+    auto memory = scratch(threads * kernels.forward_scratch_bytes(p, c.max_q, c.max_k));
     kernels.forward(
         p, {out.get(), reinterpret_cast<float*>(lse.get()), reinterpret_cast<float*>(importance.get())},
         c.max_q, c.max_k, memory.get(), parallel);
@@ -161,7 +98,7 @@ Tensors run(Case& c, Isa isa, int64_t threads) {
   auto grad_q = block(p.total_q * width * 4), grad_k = block(p.total_k * width * 4);
   auto grad_v = block(p.total_k * width * 4), grad_key_bias = block(p.total_k * p.heads * 4);
   {
-    auto memory = scratch(kernels.backward_scratch_bytes(p, c.max_q, c.max_k));
+    auto memory = scratch(threads * kernels.backward_scratch_bytes(p, c.max_q, c.max_k));
     const AttentionGradient gradient{out.get(),
                                      nullptr,
                                      out.get(),
@@ -189,23 +126,7 @@ Tensors run(Case& c, Isa isa, int64_t threads) {
   return tensors;
 }
 
-void compare(const Tensors& expected, const Tensors& found, float tolerance, const char* level,
-             uint64_t seed) {
-  for (size_t t = 0; t < expected.size(); ++t) {
-    const auto& [reference, name] = expected[t];
-    float largest = 1.0f;
-    for (float value : reference)
-      if (std::isfinite(value)) largest = std::max(largest, std::fabs(value));
-    for (size_t i = 0; i < reference.size(); ++i) {
-      const float a = reference[i], b = found[t].first[i];
-      if (std::isnan(b) || (a != b && !(std::fabs(a - b) <= tolerance * largest))) {
-        std::fprintf(stderr, "seed %llu, level %s: %s[%zu] is %g, at the portable level %g\n",
-                     static_cast<unsigned long long>(seed), level, name, i, b, a);
-        std::abort();
-      }
-    }
-  }
-}
+}  // namespace
 
 void check(uint64_t seed) {
   Case c(seed);
@@ -218,26 +139,3 @@ void check(uint64_t seed) {
     compare(one, two, 0.0f, isa_name(isa), seed);
   }
 }
-
-}  // namespace
-
-#if defined(VLEFF_LIBFUZZER)
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  uint64_t seed = size;
-  for (size_t i = 0; i < size; ++i) seed = seed * 0x9E3779B97F4A7C15u + data[i];
-  check(seed);
-  return 0;
-}
-#else
-int main(int count, char** arguments) {
-  if (count != 3) {
-    std::fprintf(stderr, "usage: %s SECONDS FIRST_SEED\n", arguments[0]);
-    return 2;
-  }
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atol(arguments[1]));
-  uint64_t seed = std::strtoull(arguments[2], nullptr, 10), cases = 0;
-  for (; std::chrono::steady_clock::now() < end; ++seed, ++cases) check(seed);
-  std::printf("%llu cases passed\n", static_cast<unsigned long long>(cases));
-  return cases > 0 ? 0 : 1;
-}
-#endif

@@ -1,5 +1,6 @@
 """A small reader learns real questions, resumes, and answers the same however it is run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from vleff.training.span_training import SpanTraining, predict_answers, train_re
 TOKENIZER = make_tokenizer()
 EXAMPLES = [example for example in excerpt(24) if example.answers]
 WINDOWS = make_windows(TOKENIZER, EXAMPLES, 96, 32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A model this small is slower with two threads, many times so beside other programs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def score(model: transformers.PreTrainedModel) -> float:
@@ -65,6 +75,12 @@ def test_an_interrupted_training_ends_in_the_same_weights(kind: str, tmp_path: P
     resumed = train_reader(reader(), WINDOWS, TOKENIZER, training, tmp_path / "killed", quiet=True)
     for name, parameter in whole.named_parameters():
         assert torch.equal(resumed.get_parameter(name), parameter), name
+
+
+def test_the_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    train_reader(small_reader(), WINDOWS, TOKENIZER, SpanTraining(steps=1), tmp_path, quiet=True)
+    with pytest.raises(ValueError, match="was made with steps = 1, now it is 2"):
+        train_reader(small_reader(), WINDOWS, TOKENIZER, SpanTraining(steps=2), tmp_path, quiet=True)
 
 
 def test_nothing_to_learn(tmp_path: Path) -> None:

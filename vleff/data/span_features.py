@@ -51,22 +51,23 @@ class Window:
 def span_examples(paragraphs: Iterable[Paragraph]) -> list[SpanExample]:
     """All questions of all paragraphs.
 
-    An answer that is not where it says is left out, and with it a question that has no other; warns once, with
-    their number and the first one.
+    An answer that is not at its place in the paragraph counts where answers are scored, but nothing can be learnt
+    from it; warns once, with the number of such questions and the first one.
     """
-    examples, misplaced = [], []
-    for paragraph in paragraphs:
-        for question in paragraph.questions:
-            answers = tuple(answer for answer in question.answers if _is_in_place(answer, paragraph.context))
-            if len(answers) < len(question.answers):
-                misplaced.append(question.id)
-            if answers or not question.answers:
-                texts = question.id, question.text, paragraph.context
-                examples.append(SpanExample(*texts, answers, paragraph.title))
+    examples = [
+        SpanExample(question.id, question.text, paragraph.context, question.answers, paragraph.title)
+        for paragraph in paragraphs
+        for question in paragraph.questions
+    ]
+    misplaced = [
+        example.id
+        for example in examples
+        if not all(_is_in_place(answer, example.context) for answer in example.answers)
+    ]
     if misplaced:
         warnings.warn(
             f"{len(misplaced)} questions, the first {misplaced[0]!r}, have answers that are not at their place in the "
-            "paragraph; these answers are left out",
+            "paragraph; nothing is learnt from these answers",
             stacklevel=2,
         )
     return examples
@@ -113,16 +114,18 @@ def make_windows(
         of_context = torch.tensor([part == 1 for part in encoded.sequence_ids(row)])
         offsets = torch.tensor(encoded["offset_mapping"][row]).masked_fill(~of_context[:, None], -1)
         types = encoded["token_type_ids"][row] if "token_type_ids" in encoded else None
-        start, end = _gold(offsets, examples[number].answers)
+        start, end = _gold(offsets, examples[number])
         windows.append(Window(number, encoded["input_ids"][row], types, offsets, start, end))
     return windows
 
 
-def _gold(offsets: Tensor, answers: Sequence[Answer]) -> tuple[int, int]:
-    """The tokens of the first answer; 0, 0 if they are not all there."""
-    if not answers or not answers[0].text:
+def _gold(offsets: Tensor, example: SpanExample) -> tuple[int, int]:
+    """The tokens of the first answer that is at its place; 0, 0 if they are not all there."""
+    answers = (answer for answer in example.answers if answer.text and _is_in_place(answer, example.context))
+    answer = next(answers, None)
+    if answer is None:
         return 0, 0
-    first, last = answers[0].start, answers[0].start + len(answers[0].text)
+    first, last = answer.start, answer.start + len(answer.text)
     begins = (offsets[:, 0] <= first) & (offsets[:, 1] > first)
     ends = (offsets[:, 0] < last) & (offsets[:, 1] >= last)
     if not bool(begins.any() and ends.any()):

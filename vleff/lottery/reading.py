@@ -1,6 +1,5 @@
 """The whole method for reading comprehension: find a subnetwork on a source domain, tune it on a target domain."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,10 +19,10 @@ from vleff.lottery.attribution import STEPS, HeadScores, attention_attribution, 
 from vleff.lottery.config import LotteryConfig
 from vleff.lottery.pruning import GradualPruner, PruningCallback
 from vleff.lottery.subnetwork import DESCRIPTION, extract, from_pretrained, save_pretrained
-from vleff.training.checkpoints import replace_file
+from vleff.training.checkpoints import check_settings, replace_file
 from vleff.training.span_training import SpanTraining, predict_answers, train_reader
 
-SOURCE, HEADS, FOUND, MASKS, SETTINGS = "source", "heads.json", "found", "masks.safetensors", "settings.json"
+SOURCE, HEADS, FOUND, MASKS = "source", "heads.json", "found", "masks.safetensors"
 _HELD_OUT = 0.05
 
 
@@ -70,7 +69,7 @@ def find(model: str | Path, paragraphs: Sequence[Paragraph], folder: str | Path,
         ValueError: the folder was made with other settings.
     """
     folder = Path(folder)
-    _check_settings(folder, {"model": str(model), **asdict(settings)})
+    check_settings(folder, {"model": str(model), **asdict(settings)})
     kept, held_out = split_paragraphs(paragraphs, _HELD_OUT, settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder / SOURCE if (folder / SOURCE).exists() else model)
     windows = _windows(tokenizer, span_examples(kept), settings)
@@ -196,15 +195,3 @@ def _save(reader: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
 
 def _bytes(pruner: GradualPruner) -> dict[str, torch.Tensor]:
     return {name: mask.to(torch.uint8) for name, mask in pruner.masks.items()}
-
-
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    path = folder / SETTINGS
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda part: part.write_text(json.dumps(settings, indent=1) + "\n"))
-        return
-    before = json.loads(path.read_text())
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise ValueError(f"{folder} was made with {name} = {before.get(name)!r}, now it is {value!r}")

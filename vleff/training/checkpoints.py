@@ -1,8 +1,12 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and folders that belong to one set of settings."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+SETTINGS = "settings.json"
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -20,3 +24,20 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes settings into a folder, `settings.json`, or compares them with those that are there.
+
+    Raises:
+        ValueError: others are there; the message names the first that differs.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda part: part.write_text(json.dumps(settings, indent=1) + "\n"))
+        return
+    before = json.loads(path.read_text())
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ValueError(f"{folder} was made with {name} = {before.get(name)!r}, now it is {value!r}")

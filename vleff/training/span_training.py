@@ -1,7 +1,7 @@
 """Trains readers, models that answer questions by a span of a paragraph, and lets them answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from vleff.data.span_features import SpanExample, Window, WindowCollator, make_windows
 from vleff.data.span_predictions import AnswerCollector
+from vleff.training.checkpoints import check_settings
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def train_reader(
 ) -> PreTrainedModel:
     """Trains a reader with transformers' Trainer: AdamW, gradients clipped at norm 1, padding by batch.
 
-    Checkpoints go to `folder`; a call with the same folder goes on where an interrupted one stopped.
+    Checkpoints go to `folder`; a call with the same folder and training goes on where an interrupted one stopped.
 
     Args:
         model: any model with `start_logits` and `end_logits`; what requires no gradient is not trained.
@@ -72,10 +73,11 @@ def train_reader(
         `model` itself, trained, in eval mode.
 
     Raises:
-        ValueError: there are no windows.
+        ValueError: there are no windows, or the folder is that of another training.
     """
     if not windows:
         raise ValueError("argument 'windows': expected at least one, got none")
+    check_settings(Path(folder), {**asdict(training), "windows": len(windows), "parameters": _count(model)})
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=training.steps,
@@ -127,11 +129,17 @@ def predict_answers(
     collect, collate = AnswerCollector(examples, null_threshold), WindowCollator(tokenizer, with_gold=False)
     training = model.training
     model.eval()
-    with torch.inference_mode():
-        for first in track(range(0, len(windows), batch), "reading", transient=True, disable=quiet):
-            some = windows[first : first + batch]
-            inputs = {name: values.to(model.device) for name, values in collate(some).items()}
-            outputs = model(**inputs)
-            collect.add(some, outputs.start_logits, outputs.end_logits)
-    model.train(training)
+    try:
+        with torch.inference_mode():
+            for first in track(range(0, len(windows), batch), "reading", transient=True, disable=quiet):
+                some = windows[first : first + batch]
+                inputs = {name: values.to(model.device) for name, values in collate(some).items()}
+                outputs = model(**inputs)
+                collect.add(some, outputs.start_logits, outputs.end_logits)
+    finally:
+        model.train(training)
     return collect.answers()
+
+
+def _count(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
