@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import hear_interruptions
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner, Result
 
@@ -243,7 +244,11 @@ def test_interruption_leaves_everything_as_it_was(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(content()))
     process = subprocess.Popen(
-        [sys.executable, "-m", "vleff.cli", "tune"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ
+        [sys.executable, "-m", "vleff.cli", "tune"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ,
+        preexec_fn=hear_interruptions,
     )
     deadline = time.monotonic() + 60
     while len(list(path.parent.iterdir())) == 1 and process.poll() is None and time.monotonic() < deadline:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import hear_interruptions
 from typer.testing import CliRunner, Result
 
 from vleff.bench import engines
@@ -179,6 +180,7 @@ def test_interruption_keeps_what_was_measured(tiny_bert: Path, tmp_path: Path) -
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"COLUMNS": "80"},
+        preexec_fn=hear_interruptions,
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
