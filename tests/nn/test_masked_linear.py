@@ -113,7 +113,7 @@ def test_bad_input() -> None:
         MaskedLinear.from_dense(nn.Conv1d(1, 1, 1), mask)
     with pytest.raises(ValueError, match=r"'mask': expected bool \[3, 4\], got \[4, 3\]"):
         MaskedLinear.from_dense(linear, mask.T)
-    with pytest.raises(TypeError, match=r"mask: expected torch\.bool"):
+    with pytest.raises(TypeError, match=r"argument 'mask': expected torch\.bool, got torch\.float32"):
         MaskedLinear.from_dense(linear, mask.float())
     masked = MaskedLinear.from_dense(linear, mask)
     with pytest.raises(ValueError, match=r"'activation': expected one of none.*, got 'cosine'"):
@@ -286,3 +286,41 @@ def test_structures_do_not_have_to_be_square() -> None:
         assert isinstance(masked.structure, MaskedStructure)
         input = torch.randn(7, sizes[1])
         torch.testing.assert_close(infer(masked, input), infer(dense, input), atol=1e-5, rtol=1e-5)
+
+
+def test_hooks_of_a_pair_are_called() -> None:
+    first, second = masked_and_dense(0.2, sizes=(300, IN))[0], masked_and_dense(0.3, sizes=(OUT, 300))[0]
+    input = torch.randn(200, IN)
+    expected = infer(lambda x: masked_feed_forward(first, second, x), input)
+    for module in (first, second):
+        for register in (module.register_forward_hook, module.register_forward_pre_hook):
+            seen: list[int] = []
+            handle = register(lambda *_, seen=seen: seen.append(1))
+            assert torch.equal(infer(lambda x: masked_feed_forward(first, second, x), input), expected)
+            assert seen == [1]
+            handle.remove()
+
+
+@pytest.mark.parametrize("change", ["assign", "dtype", "structure"])
+def test_a_twin_sees_what_happens_to_the_other(change: str) -> None:
+    masked, _ = masked_and_dense()
+    twin = masked.with_activation("relu")
+    input = torch.randn(2, IN)
+    infer(masked, input)
+    if change == "assign":
+        new = torch.randn_like(masked.values)
+        twin.load_state_dict(twin.state_dict() | {"values": new}, assign=True)
+        assert torch.equal(masked.values, new)
+    elif change == "dtype":
+        twin.bfloat16()
+        input = input.bfloat16()
+    else:
+        mask = masked.structure.mask().flip(0)
+        other = MaskedStructure.from_mask(mask, masked.structure.row_chunk, masked.structure.column_block)
+        state = dict(
+            zip(("starts", "order", "block_columns"), (other.starts, other.order, other.block_columns), strict=True)
+        )
+        twin.load_state_dict(twin.state_dict() | state)
+        assert torch.equal(masked.weight != 0, mask)
+    assert torch.equal(infer(masked, input).relu(), infer(twin, input))
+    torch.testing.assert_close(infer(masked, input), infer(masked.to_dense(), input), atol=3e-2, rtol=3e-2)

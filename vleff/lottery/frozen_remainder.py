@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
+from vleff.nn.masked_linear import dense_copy, weight_for
+
 
 class FrozenRemainderLinear(nn.Module):
     """input @ weight.T + bias, where some elements of the weight are a 1-D parameter and the others are fixed.
@@ -39,13 +41,7 @@ class FrozenRemainderLinear(nn.Module):
         Raises:
             TypeError, ValueError: `linear` or `mask` is something else.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"argument 'linear': expected an nn.Linear, got {type(linear).__name__}")
-        weight = linear.weight.detach()
-        if mask.dtype != torch.bool:
-            raise TypeError(f"argument 'mask': expected torch.bool, got {mask.dtype}")
-        if mask.shape != weight.shape:
-            raise ValueError(f"argument 'mask': expected bool {list(weight.shape)}, got {list(mask.shape)}")
+        weight = weight_for(linear, mask)
         positions = mask.flatten().nonzero()[:, 0].to(weight.device, torch.int32)
         layer = cls(weight, positions, linear.bias is not None)
         if layer.bias is not None:
@@ -65,13 +61,7 @@ class FrozenRemainderLinear(nn.Module):
 
     def to_dense(self) -> nn.Linear:
         """An nn.Linear with copies of the parameters."""
-        bias = self.bias is not None
-        linear = nn.Linear(self.in_features, self.out_features, bias, self.values.device, self.values.dtype)
-        with torch.no_grad():
-            linear.weight.copy_(self.weight)
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
-        return linear.train(self.training)
+        return dense_copy(self)
 
     @property
     def weight(self) -> Tensor:

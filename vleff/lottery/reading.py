@@ -93,7 +93,7 @@ def find(model: str | Path, paragraphs: Sequence[Paragraph], folder: str | Path,
         )
         pruner = GradualPruner(reader, config, scores)
         callbacks = [PruningCallback(pruner)]
-        train_reader(reader, windows, tokenizer, training, folder / "training-pruning", callbacks)
+        _accelerated(train_reader, reader, windows, tokenizer, training, folder / "training-pruning", callbacks)
         replace_file(folder / MASKS, lambda part: save_file(_bytes(pruner), part))
         _save(reader, tokenizer, folder / FOUND)
     return folder

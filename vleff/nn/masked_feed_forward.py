@@ -14,6 +14,8 @@ def masked_feed_forward(
 ) -> Tensor:
     """second(first(input), residual), bit for bit; in one kernel for inference of more than a few tokens.
 
+    Modules with hooks, or with a forward of their own, are called.
+
     Args:
         first: [in_features] -> [hidden features], with any activation.
         second: [hidden features] -> [out_features], without one.
@@ -24,8 +26,8 @@ def masked_feed_forward(
         [..., out_features]
     """
     tensors = (input, residual)
-    runs = first.runs_kernel(*tensors) and second.runs_kernel(*tensors) and second.activation == "none"
-    if not runs or not _are_enough(input):
+    called = second.activation != "none" or any(not _is_plain(module) for module in (first, second))
+    if called or not (first.runs_kernel(*tensors) and second.runs_kernel(*tensors)) or not _are_enough(input):
         return second(first(input), residual)
     weights = (first.values, first.structure), (second.values, second.structure)
     return run_in_panels(input, *weights, first.bias, second.bias, residual, first.activation)
@@ -35,3 +37,14 @@ def _are_enough(input: Tensor) -> bool:
     if torch.compiler.is_compiling():  # one graph for all numbers of tokens
         return True
     return input.numel() >= _FEWEST_TOKENS * torch.get_num_threads() * input.shape[-1]
+
+
+def _is_plain(module: MaskedLinear) -> bool:
+    """Whether calling the module runs MaskedLinear.forward and nothing else."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module).forward is MaskedLinear.forward and not any(hooks)

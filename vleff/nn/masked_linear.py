@@ -34,6 +34,32 @@ class _Prepared:
         return _Prepared, ()
 
 
+def weight_for(linear: nn.Linear, mask: Tensor) -> Tensor:
+    """The weight of a linear layer, detached, after a check that it is one and that a mask fits it.
+
+    Raises:
+        TypeError, ValueError: `linear` is no nn.Linear, or `mask` not bool [out_features, in_features].
+    """
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"argument 'linear': expected an nn.Linear, got {type(linear).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"argument 'mask': expected torch.bool, got {mask.dtype}")
+    if mask.shape != linear.weight.shape:
+        raise ValueError(f"argument 'mask': expected bool {list(linear.weight.shape)}, got {list(mask.shape)}")
+    return linear.weight.detach()
+
+
+def dense_copy(layer: Any) -> nn.Linear:
+    """An nn.Linear with copies of a layer's `weight` and `bias`."""
+    weight = layer.weight.detach()
+    linear = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, weight.device, weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if layer.bias is not None:
+            linear.bias.copy_(layer.bias)
+    return linear.train(layer.training)
+
+
 class MaskedLinear(nn.Module):
     """activation(input @ weight.T + bias) + residual for a sparse weight, with the interface of nn.Linear.
 
@@ -79,7 +105,10 @@ class MaskedLinear(nn.Module):
         self.activation = activation
         self._densest = densest_sparse()
         self.values = Parameter(torch.empty(structure.elements, device=device, dtype=dtype))
-        self.bias = Parameter(torch.empty(structure.rows, device=device, dtype=dtype)) if bias else None
+        self.bias: Parameter | None
+        self.register_parameter(
+            "bias", Parameter(torch.empty(structure.rows, device=device, dtype=dtype)) if bias else None
+        )
         self._set_structure(structure, device)
 
     @classmethod
@@ -93,11 +122,7 @@ class MaskedLinear(nn.Module):
         Raises:
             TypeError, ValueError: `linear` or `mask` is something else.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"argument 'linear': expected an nn.Linear, got {type(linear).__name__}")
-        weight = linear.weight.detach()
-        if mask.shape != weight.shape:
-            raise ValueError(f"argument 'mask': expected bool {list(weight.shape)}, got {list(mask.shape)}")
+        weight = weight_for(linear, mask)
         structure = MaskedStructure.from_mask(mask.cpu())
         activation = getattr(linear, "activation", "none")
         masked = cls(structure, linear.bias is not None, weight.device, weight.dtype, activation)
@@ -125,25 +150,17 @@ class MaskedLinear(nn.Module):
 
     def to_dense(self) -> nn.Linear:
         """An nn.Linear with copies of the parameters, zero where there is no element. The activation stays behind."""
-        bias = self.bias is not None
-        linear = nn.Linear(self.in_features, self.out_features, bias, self.values.device, self.values.dtype)
-        with torch.no_grad():
-            linear.weight.copy_(self.weight)
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
-        return linear.requires_grad_(self.values.requires_grad).train(self.training)
+        return dense_copy(self).requires_grad_(self.values.requires_grad)
 
     def with_activation(self, activation: str) -> "MaskedLinear":
-        """A MaskedLinear with the same Parameter objects and another activation.
+        """A MaskedLinear that shares the parameters and buffers, whatever happens to them, with another activation.
 
         Raises:
             ValueError: `activation` is unknown.
         """
-        shared = MaskedLinear(self.structure, False, "meta", activation=activation)
-        shared.values, shared.bias = self.values, self.bias
-        shared._set_structure(self.structure)
-        shared._prepared = self._prepared
-        return shared.train(self.training)
+        twin = MaskedLinear(self.structure, False, "meta", activation=activation)
+        twin._parameters, twin._buffers, twin._prepared = self._parameters, self._buffers, self._prepared
+        return twin.train(self.training)
 
     @property
     def structure(self) -> MaskedStructure:
@@ -254,11 +271,10 @@ class MaskedLinear(nn.Module):
         return self._prepared.transposed
 
     def _make_structure(self) -> MaskedStructure:
-        row_chunk, column_block = self._row_chunk, self._column_block
-        if not torch.compiler.is_compiling() and self.sizes.device.type == "cpu":
-            row_chunk, column_block = self.sizes.tolist()
+        if not torch.compiler.is_compiling() and self.sizes.device.type == "cpu":  # a twin may have loaded others
+            self._row_chunk, self._column_block = self.sizes.tolist()
         places = self.starts, self.order, self.block_columns
-        return MaskedStructure(self.out_features, self.in_features, row_chunk, column_block, *places)
+        return MaskedStructure(self.out_features, self.in_features, self._row_chunk, self._column_block, *places)
 
     def _set_structure(self, structure: MaskedStructure, device: Any = None) -> None:
         self._row_chunk, self._column_block = structure.row_chunk, structure.column_block
@@ -278,7 +294,7 @@ class MaskedLinear(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "MaskedLinear":
         transposed, device = self._prepared.transposed, self.starts.device
-        self._prepared = _Prepared()  # not cleared: a twin with the same parameters stays where it is
+        self._prepared.clear()
         super()._apply(*args, **kwargs)
         if self.starts.device == device:
             self._prepared.transposed = transposed

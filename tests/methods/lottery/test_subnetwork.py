@@ -122,6 +122,15 @@ def test_saved_while_accelerated(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, plain[name]) for name, tensor in loaded.state_dict().items())
 
 
+def test_weights_loaded_while_accelerated_stay_after_restore() -> None:
+    model = bert().eval()
+    vleff.accelerate(extract(model, masks_of(model)))
+    state = {name: tensor + 1 if name.endswith("values") else tensor for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    vleff.restore(model)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 def test_file_is_as_small_as_the_subnetwork(tmp_path: Path) -> None:
     model = bert()
     dense = sum(parameter.numel() * 4 for parameter in model.parameters())
