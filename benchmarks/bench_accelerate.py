@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 import transformers
 from torch import nn
 
+import vleff
 from vleff.bench.inputs import Batch, Samples, bert_token_ids, text_samples
+from vleff.bench.models import load_model, samples_for
 from vleff.bench.photos import Photos, photo_samples
 
 LAYERS = 4
@@ -70,6 +73,27 @@ def test_photos(against_engines: Callable[..., None], dtype: torch.dtype) -> Non
     pytest.importorskip("PIL", reason="photos need Pillow")
     batches = photo_samples(Photos(None, seed=0), image_size=224, tokens=197).batches(8)
     against_engines(vit(dtype), batches, dtype, {"eager": 1.0}, budget=15)
+
+
+@pytest.mark.benchmark(group="Accelerated models by torch.compile, batch of 8, against the same models uncompiled")
+@pytest.mark.parametrize("name", ["bert-base", "vilt", "clip"])
+def test_compiled(interleaved: Callable[..., None], name: str, dtype: torch.dtype) -> None:
+    loaded = load_model(name)
+    images = "square" if name == "vilt" else None
+    inputs = samples_for(loaded, None, None, seed=0, images=images).batches(8, at_least=8)[0].inputs
+    model = vleff.accelerate(loaded.model.to(dtype))
+    inputs = {key: x.to(dtype) if x.is_floating_point() else x for key, x in inputs.items()}
+    with torch.inference_mode():
+        model(**inputs)  # packs the weights
+        compiled = torch.compile(model, fullgraph=True)
+        torch.manual_seed(0)  # ViLT draws patches
+        expected = model(**inputs)
+        torch.manual_seed(0)
+        tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+        torch.testing.assert_close(compiled(**inputs), expected, atol=tolerance, rtol=tolerance)
+        interleaved(
+            partial(compiled, **inputs), {"uncompiled": partial(model, **inputs)}, {"uncompiled": 1.0}, budget=12
+        )
 
 
 @pytest.mark.benchmark(group="Peak memory, BERT-base layers, 32 SQuAD paragraphs")

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -25,6 +26,7 @@ SECTIONS = {
     "attention": ["benchmarks/bench_token_gather_attention.py"],
     "accelerate-even-lengths": ["benchmarks/bench_accelerate.py", "-k", "even_lengths"],
     "accelerate-paragraphs": ["benchmarks/bench_accelerate.py", "-k", "paragraphs"],
+    "accelerate-compiled": ["benchmarks/bench_accelerate.py", "-k", "compiled"],
     "accelerate-small": ["benchmarks/bench_accelerate.py", "-k", "batch_of_one or photos or peak_memory"],
     **{
         f"accelerate-vision-language-{part}": ["benchmarks/bench_vision_language.py", "-k", chosen]
@@ -49,7 +51,7 @@ INTRODUCTION = """# Results
 What was measured, against what the project set out to reach. Made by `python benchmarks/results.py` from
 the files in `docs/results/`; do not edit by hand. The contenders take turns, round after round, on the same
 threads and in the same dtype. A speedup is the ratio of medians; in brackets its 95 % interval (bootstrap
-over rounds). A benchmark fails, and does not appear here, if the outputs do not match. A target is reached if
+over rounds). A benchmark fails, and is only named here, if the outputs do not match. A target is reached if
 the speedup is at least the target; "within noise" means that it is below, but the interval reaches it.
 """
 
@@ -73,13 +75,14 @@ def measure(section: str) -> dict[str, Any]:
     """Runs the benchmarks of a section; returns what is kept of them.
 
     Raises:
-        SystemExit: a benchmark failed.
+        SystemExit: a benchmark failed otherwise than by outputs that do not match, or all did.
     """
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        arguments = [*SECTIONS[section], "--benchmark-only", f"--benchmark-json={report}", "-q"]
+        report, tests = Path(folder) / "report.json", Path(folder) / "tests.xml"
+        arguments = [*SECTIONS[section], "--benchmark-only", f"--benchmark-json={report}", f"--junitxml={tests}", "-q"]
         status = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT).returncode
-        if status != 0:
+        mismatches = _mismatches(tests) if status == 1 else []
+        if status not in (0, 1) or mismatches is None or not report.read_bytes():
             raise SystemExit(f"section {section} failed; nothing of it was written")
         benchmarks = json.loads(report.read_text())["benchmarks"]
     return {
@@ -89,7 +92,24 @@ def measure(section: str) -> dict[str, Any]:
             {"name": b["name"], "group": b["group"], "rounds": b["stats"]["rounds"], **b["extra_info"]}
             for b in benchmarks
         ],
+        "mismatches": mismatches,
     }
+
+
+def _mismatches(tests: Path) -> list[dict[str, str]] | None:
+    """The benchmarks whose outputs do not match, and how far they are off; None if one failed otherwise."""
+    found = []
+    for case in ElementTree.parse(tests).iter("testcase"):
+        if case.find("error") is not None:
+            return None
+        failure = case.find("failure")
+        if failure is None:
+            continue
+        message = failure.get("message", "").splitlines()[0].removeprefix("AssertionError: ")
+        if not message.startswith("outputs differ"):
+            return None
+        found.append({"name": case.get("name", ""), "message": message})
+    return found
 
 
 def render(sections: dict[str, dict[str, Any]]) -> str:
@@ -107,6 +127,8 @@ def render(sections: dict[str, dict[str, Any]]) -> str:
         for group in groups:
             members = [b for b in section["benchmarks"] if b["group"] == group]
             parts += [f"### {group}\n", _table(members)]
+        for mismatch in section.get("mismatches", []):
+            parts.append(f"Not measured: {_case(mismatch['name'])}: {mismatch['message']}\n")
     return "\n".join(parts)
 
 
