@@ -33,9 +33,10 @@ from vleff.training.span_training import SpanTraining, predict_answers, train_re
 SOURCE = "squaddev_v1.1.json.gz"
 TARGETS = ("new_wiki_v1.0.json.gz", "nyt_v1.0.json.gz", "reddit_v1.0.json.gz")
 ARMS = ("dense", "magnitude", "attribution", "random")
-SEEDS = range(5)
-SHOTS = {64: SpanTraining(steps=60, batch=8), 256: SpanTraining(steps=120, batch=16)}
-SOURCE_EPOCHS, PRUNING_EPOCHS = 2.0, 1.0
+SEEDS = 5
+FEWER_SEEDS = 2  # of random subnetworks, and of the sparsities besides 70 %
+SHOTS = {64: SpanTraining(steps=40, batch=8), 256: SpanTraining(steps=48, batch=16)}
+SOURCE_EPOCHS, PRUNING_EPOCHS = 1.2, 0.4
 LEARNING_RATES = {"source": 1e-4, "target": 5e-5}
 LENGTH, STRIDE = 192, 64
 TESTED = 1000
@@ -43,12 +44,12 @@ TESTED = 1000
 
 def units(targets: list[Path]) -> Iterator[tuple[str, float, Path, int, int]]:
     """arm, sparsity, target, shots, seed: everything at 70 %, then 50 and 90 % on the first domain."""
-    for seed in SEEDS:
+    for seed in range(SEEDS):
         for target in targets:
             for shots in SHOTS:
-                for arm in ARMS:
+                for arm in ARMS if seed < FEWER_SEEDS else ARMS[:-1]:
                     yield arm, 0.0 if arm == "dense" else 0.7, target, shots, seed
-    for seed in SEEDS:
+    for seed in range(FEWER_SEEDS):
         for sparsity in (0.5, 0.9):
             for shots in SHOTS:
                 for arm in ("magnitude", "attribution"):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from vleff import cli_lottery
+from vleff.terminal import console, failure, say
 
 app = typer.Typer(
     help="Transformer encoders made faster by kernels that do only the work that matters for each input.",
@@ -20,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_lottery.app, name="lottery")
-console = Console()
 
 MODEL_HELP = (
     "bert-base, roberta-base, distilbert-base, vit-base, vilt, bridgetower, blip, clip or meter (published size, "
@@ -75,7 +74,7 @@ def bench(
         )
         results = run(settings, console)
     except (ValueError, ImportError, OSError) as error:
-        raise _failure(error) from error
+        raise failure(error) from error
     except KeyboardInterrupt:  # before anything was measured
         raise typer.Exit(130) from None
     if not results.complete:
@@ -107,7 +106,7 @@ def explain(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     try:
         loaded = load_model(model)
     except (ValueError, ImportError) as error:
-        raise _failure(error) from error
+        raise failure(error) from error
     with contextlib.suppress(TypeError):  # nothing in it can be accelerated: the report says why
         vleff.accelerate(loaded.model)
     print_explanation(f"{loaded.name}: {loaded.weights}", vleff.explain(loaded.model), console)
@@ -133,15 +132,15 @@ def tune(output: Annotated[Path | None, typer.Option(help=TABLE_HELP)] = None) -
             table = tuning.as_table(measurements, sparse)
             write(table)
     except OSError as error:
-        raise _failure(error) from error
+        raise failure(error) from error
     except KeyboardInterrupt:
         console.print("Interrupted: nothing was written.")
         raise typer.Exit(130) from None
     report.print_measurements(measurements, table, console)
     report.print_sparse_measurements(sparse, table, console)
-    console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    say(f"Wrote {path}")
     if output is not None and output.resolve() != choices.user_file().resolve():
-        console.print(f"To use it: VLEFF_CHOICES={path}", markup=False, highlight=False, soft_wrap=True)
+        say(f"To use it: VLEFF_CHOICES={path}")
 
 
 def main() -> None:
@@ -164,11 +163,6 @@ def _existing(path: Path | None, name: str) -> Path | None:
     if path is not None and not path.exists():
         raise ValueError(f"{name}: {path} does not exist")
     return path
-
-
-def _failure(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-    return typer.Exit(2)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """The command `vleff lottery`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+
+from vleff.terminal import failures, say
 
 app = typer.Typer(help="Subnetworks of readers: found on one domain, tuned on another.", no_args_is_help=True)
-console = Console()
 
 MODEL_HELP = "A transformers checkpoint: a folder, or a name on the Hugging Face hub."
 DATA_HELP = "A SQuAD file (.json, .json.gz), or the name of a data set with such columns on the hub."
@@ -36,7 +33,7 @@ def find(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Train a reader on a source domain, score its heads and prune it."""
-    with _failures():
+    with failures():
         from vleff.lottery import reading
 
         settings = reading.ReadingSettings(
@@ -52,7 +49,7 @@ def find(
             seed=seed,
         )
         reading.find(model, _paragraphs(data), output, settings)
-        _say(f"The subnetwork is in {output}; tune it: vleff lottery tune {output} DATA --output FOLDER")
+        say(f"The subnetwork is in {output}; tune it: vleff lottery tune {output} DATA --output FOLDER")
 
 
 @app.command()
@@ -70,7 +67,7 @@ def tune(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Tune the subnetwork on a target domain."""
-    with _failures():
+    with failures():
         from vleff.data.splits import answerable, sample
         from vleff.lottery import reading
 
@@ -81,7 +78,7 @@ def tune(
         if examples is not None:
             chosen = sample(chosen, examples, seed)
         reading.tune(found, chosen, output, settings, steps, remainder)
-        _say(f"The tuned subnetwork is in {output}; evaluate it: vleff lottery evaluate {output} DATA")
+        say(f"The tuned subnetwork is in {output}; evaluate it: vleff lottery evaluate {output} DATA")
 
 
 @app.command()
@@ -94,7 +91,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the choice of questions.")] = 0,
 ) -> None:
     """Print exact match and F1 of a reader, with the 95 % interval of F1."""
-    with _failures():
+    with failures():
         from vleff.data.splits import sample
         from vleff.lottery import reading
 
@@ -102,7 +99,7 @@ def evaluate(
         if examples is not None:
             chosen = sample(chosen, examples, seed)
         settings = reading.ReadingSettings(max_length=max_length, stride=stride)
-        _say(str(reading.evaluate(*reading.load_reader(reader), chosen, settings)))
+        say(str(reading.evaluate(*reading.load_reader(reader), chosen, settings)))
 
 
 @app.command()
@@ -111,7 +108,7 @@ def export(
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
 ) -> None:
     """Write a subnetwork as an ordinary dense checkpoint, which plain transformers loads."""
-    with _failures():
+    with failures():
         from transformers import AutoTokenizer
 
         from vleff.lottery import from_pretrained, to_dense
@@ -120,7 +117,7 @@ def export(
             raise FileExistsError(f"{output} exists already")
         to_dense(from_pretrained(subnetwork)).save_pretrained(output)
         AutoTokenizer.from_pretrained(subnetwork).save_pretrained(output)
-        _say(f"Wrote {output}")
+        say(f"Wrote {output}")
 
 
 def _paragraphs(data: str) -> Any:
@@ -133,20 +130,3 @@ def _examples(data: str) -> Any:
     from vleff.data.span_features import span_examples
 
     return span_examples(_paragraphs(data))
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """Errors of the user's input end with a message and status 2, Ctrl-C with 130."""
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        console.print("Interrupted: the same command goes on from the last checkpoint.")
-        raise typer.Exit(130) from None
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
