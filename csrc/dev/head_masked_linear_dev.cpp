@@ -111,7 +111,7 @@ py::tuple grad_weight(const py::array& of_features, const py::array& of_width, c
   check_array(op, "of_features", of_features, inputs.element, {inputs.tokens, inputs.features.count()});
   const py::array left = dense(of_features), right = dense(of_width);
   py::array gradient(inputs.element, {inputs.features.count(), inputs.features.width});
-  py::array bias(inputs.element, {inputs.features.count()});
+  py::array bias(inputs.element, std::vector<py::ssize_t>{inputs.features.count()});
   int64_t multiply_adds = 0;
   const HeadMaskedGradWeightProblem problem{
       inputs.type,  inputs.features, inputs.tokens,           inputs.mask,         left.data(),

@@ -128,7 +128,7 @@ inline int64_t heads_of_packed(const Tensor& weight) {
   int64_t heads;
   std::memcpy(&heads, static_cast<const char*>(weight.const_data_ptr()) + offsetof(PackedHeader, heads),
               sizeof heads);
-  return heads;
+  return heads < 1 ? 1 : heads;
 }
 
 inline void check_packed(const char* op, const HeadMaskedWeight& expected, const Tensor& packed) {

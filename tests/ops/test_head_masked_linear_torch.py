@@ -46,7 +46,7 @@ def test_compiles_once_for_all_token_counts(direction: str) -> None:
     torch._dynamo.reset()
 
     def layer(**inputs: Any) -> Tensor:
-        return OPS[direction](*positional(OPS[direction], inputs)) * 2
+        return DIRECTIONS[direction][0](**inputs) * 2
 
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for number, lengths in enumerate(BATCHES):
@@ -67,8 +67,9 @@ def test_exports_with_dynamic_token_counts(direction: str) -> None:
 
     class Layer(torch.nn.Module):
         def forward(self, input: Tensor, offsets: Tensor, head_mask: Tensor) -> Tensor:
-            given = inputs | {"input": input, "offsets": offsets, "head_mask": head_mask, "residual": None}
-            return OPS[direction](*positional(OPS[direction], given))
+            given = inputs | {"input": input, "offsets": offsets, "head_mask": head_mask}
+            given.pop("residual", None)
+            return DIRECTIONS[direction][0](**given)
 
     shapes = ({0: torch.export.Dim("tokens")}, {0: torch.export.Dim("offsets")}, {0: torch.export.Dim("batch")})
     arguments = (inputs["input"], inputs["offsets"], inputs["head_mask"])
@@ -125,8 +126,9 @@ def test_second_derivatives_are_refused(direction: str) -> None:
 OTHER = {"project": "reduce", "reduce": "project"}
 
 
-def packed(weight: Tensor, direction: str, heads: int) -> Tensor:
-    return pack_head_masked_weight(weight, direction, heads, 3 if direction == "project" else 1)
+def packed(weight: Tensor, direction: str, heads: int, parts: int | None = None) -> Tensor:
+    parts = parts or (3 if direction == "project" else 1)
+    return pack_head_masked_weight(weight, direction, heads, parts)
 
 
 @both_directions
@@ -158,7 +160,7 @@ def test_bad_input_is_named(direction: str) -> None:
         ({"weight": packed(inputs["weight"].bfloat16(), direction, 3)}, "argument 'weight': expected one packed to"),
         ({"weight": packed(inputs["weight"], direction, 3)[:, :-1]}, "argument 'weight': expected one packed to"),
         ({"weight": packed(inputs["weight"], direction, 1)}, "argument 'weight': expected one packed to"),
-        ({"weight": packed(inputs["weight"].T, OTHER[direction], 3)}, "argument 'weight'"),
+        ({"weight": packed(inputs["weight"].T, OTHER[direction], 3, 1)}, "argument 'weight'"),
     ]  # fmt: skip
     if direction == "project":
         cases += [

@@ -167,13 +167,13 @@ def _(
     head_mask: Tensor | None = None,
     bias: Tensor | None = None,
     index: Tensor | None = None,
-    *_: Any,
+    *arguments: Any,
 ) -> Tensor:
     return input.new_empty((input if index is None else index).shape[0], weight.shape[0])
 
 
 @torch.library.register_fake("vleff::head_masked_reduce")
-def _(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+def _(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     return input.new_empty(input.shape[0], weight.shape[0])
 
 
@@ -198,7 +198,8 @@ def _save_project(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _project_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, offsets, head_mask, index = ctx.saved_tensors
-    need_input, need_weight, _, _, need_bias, *_ = (*ctx.needs_input_grad, *[False] * 6)
+    needs = (*ctx.needs_input_grad, *[False] * 6)  # trailing arguments that have their default values are left out
+    need_input, need_weight, need_bias = needs[0], needs[1], needs[4]
     grad_input = grad_weight = grad_bias = None
     if need_input:
         _check_plain(weight)
@@ -221,7 +222,8 @@ def _save_reduce(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _reduce_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, offsets, head_mask = ctx.saved_tensors
-    need_input, need_weight, _, _, need_bias, need_residual, *_ = (*ctx.needs_input_grad, *[False] * 6)
+    needs = (*ctx.needs_input_grad, *[False] * 4)
+    need_input, need_weight, need_bias, need_residual = needs[0], needs[1], needs[4], needs[5]
     grad_input = grad_weight = None
     if need_input:
         _check_plain(weight)
@@ -302,7 +304,7 @@ def _(
     of_width: Tensor,
     offsets: Tensor,
     head_mask: Tensor | None = None,
-    *_: Any,
+    *arguments: Any,
     **options: Any,
 ) -> int:
     tokens, features = of_features.shape

@@ -34,21 +34,33 @@ struct HeadMaskedGradWeight {
   // Tokens of one pass, whose panel slices stay in the first-level cache.
   static constexpr int64_t pass_tokens = 128 * Product::elements_per_word;
 
+  static constexpr int64_t bias_tokens = 32;
   static constexpr int64_t left_stride = gradient_features + lanes;
 
   struct Scratch {
     Word *left, *right;
-    float *sums, *total, *bias_sums, *bias_total;
+    float *sums, *total, *bias_piece, *bias_sums, *bias_total;
 
     explicit Scratch(Arena& arena) {
       left = arena.take<Word>(pass_tokens / Product::elements_per_word * left_stride);
       right = arena.take<Word>(panel_words(gradient_columns, pass_tokens / Product::elements_per_word));
       sums = arena.take<float>(gradient_features * gradient_columns);
       total = arena.take<float>(gradient_features * gradient_columns);
+      bias_piece = arena.take<float>(left_stride);
       bias_sums = arena.take<float>(left_stride);
       bias_total = arena.take<float>(left_stride);
     }
   };
+
+  // sums += rows, by way of sums of few.
+  static void add_tokens(RaggedRows<T> rows, int64_t count, float* piece, float* sums) {
+    for (int64_t token = 0; token < count; token += bias_tokens) {
+      fill_rows(piece, 1, 0, rows.width, 0.0f);
+      for (int64_t i = token; i < min(count, token + bias_tokens); ++i)
+        add_rows(rows[i], 1, 0, rows.width, piece);
+      add_rows(piece, 1, 0, rows.width, sums);
+    }
+  }
 
   // The head's columns from `row` on and the columns of the width from `column` on.
   static void sum_tokens(const HeadMaskedGradWeightProblem& problem, const Scratch& scratch, int64_t head,
@@ -78,9 +90,7 @@ struct HeadMaskedGradWeight {
         for_each_piece(f, head, row, rows, [&](int64_t feature, int64_t first, int64_t width) {
           const RaggedRows<T> piece{of_features + from * f.count() + feature, f.count(), nullptr, width};
           pack_left_transposed<Product>(piece, count, left_stride, scratch.left + first);
-          if (with_bias)
-            for (int64_t token = 0; token < count; ++token)
-              add_rows(piece[token], 1, 0, width, scratch.bias_sums + first);
+          if (with_bias) add_tokens(piece, count, scratch.bias_piece, scratch.bias_sums + first);
         });
         pack_right<Product>(of_width.from(from), count, words<Product>(count), scratch.right);
         done += multiply<Product>(left, packed_panels(scratch.right, words<Product>(count)),
