@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "head_masked_linear_checks.h"
+#include "huge_pages.h"
 
 namespace vleff {
 namespace {
@@ -32,6 +33,7 @@ Tensor project(Tensor input, Tensor weight, Tensor offsets, OptionalTensor head_
   Tensor out = torch::stable::new_empty(input, {tokens, features});
   if (tokens == 0) return out;
 
+  prefer_huge_pages(out);
   input = as_contiguous(input);
   if (bias) bias = as_contiguous(*bias);
   const WeightPanels panels(kind, weight, mask.mask);
@@ -55,6 +57,7 @@ Tensor reduce(Tensor input, Tensor weight, Tensor offsets, OptionalTensor head_m
   Tensor out = torch::stable::new_empty(input, {tokens, width});
   if (tokens == 0) return out;
 
+  prefer_huge_pages(out);
   input = as_contiguous(input);
   if (bias) bias = as_contiguous(*bias);
   if (residual) residual = as_contiguous(*residual);

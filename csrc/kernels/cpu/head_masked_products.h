@@ -97,6 +97,14 @@ struct HeadMaskedProducts {
   }
 
  private:
+  // Calls body(start, width) for the panels of the columns [column, column + count): all rows of a block pass
+  // one panel before the next.
+  template <class Body>
+  static void for_each_panel(int64_t column, int64_t count, const Body& body) {
+    for (int64_t start = column; start < column + count; start += panel_width)
+      body(start, min(panel_width, column + count - start));
+  }
+
   struct Scratch {
     int64_t row_stride;
     Word* rows;
@@ -177,14 +185,18 @@ struct HeadMaskedProducts {
       const Word* panels = static_cast<const Word*>(problem.packed) + head * panels_words(problem.weight);
       for (int64_t column = 0; column < columns; column += column_group) {
         const int64_t count = min(column_group, columns - column);
-        const Panels right = packed_panels(panels + column * depth, depth);
         for_each_depth_block(0, depth, [&](int64_t first, int64_t block) {
-          for_each_stretch_of_head(problem.mask, head, begin, end, [&](int64_t from, int64_t to, bool kept) {
-            if (!kept) return;
-            done += multiply<Product>(
-                {scratch.rows + (from - begin) * scratch.row_stride + first, scratch.row_stride, 1}, right,
-                {scratch.sums + (from - begin) * column_group, column_group}, to - from, count, block,
-                first > 0, first);
+          for_each_panel(column, count, [&](int64_t start, int64_t width) {
+            for_each_stretch_of_head(
+                problem.mask, head, begin, end, [&](int64_t from, int64_t to, bool kept) {
+                  if (!kept) return;
+                  const int64_t row = from - begin;
+                  done += multiply<Product>(
+                      {scratch.rows + row * scratch.row_stride + first, scratch.row_stride, 1},
+                      packed_panels(panels + start * depth, depth),
+                      {scratch.sums + row * column_group + start - column, column_group}, to - from, width,
+                      block, first > 0, first);
+                });
           });
         });
         for_each_stretch_of_head(problem.mask, head, begin, end, [&](int64_t from, int64_t to, bool kept) {
@@ -230,17 +242,21 @@ struct HeadMaskedProducts {
     const T* residual = static_cast<const T*>(problem.residual);
     for (; column < last_column; column += column_group) {
       const int64_t count = min(column_group, last_column - column);
-      const auto alike = [&](int64_t a, int64_t b) { return keep_the_same(problem.mask, a, b); };
-      for_each_stretch(problem.mask, begin, end, alike, [&](int64_t from, int64_t to, int64_t sample) {
-        float* sums = scratch.sums + (from - begin) * column_group;
-        done += sum_heads(problem, sample,
-                          {scratch.rows + (from - begin) * scratch.row_stride, scratch.row_stride, 1},
-                          packed_panels(static_cast<const Word*>(problem.packed) + column * depth, depth),
-                          sums, to - from, count);
-        const int64_t corner = from * f.width + column;
-        store_rows<T>(sums, column_group, to - from, count, bias ? bias + column : nullptr,
-                      residual ? residual + corner : nullptr, static_cast<T*>(problem.out) + corner, f.width);
+      const auto for_each_sample = [&](const auto& body) {
+        const auto alike = [&](int64_t a, int64_t b) { return keep_the_same(problem.mask, a, b); };
+        for_each_stretch(problem.mask, begin, end, alike, body);
+      };
+      for_each_panel(column, count, [&](int64_t start, int64_t width) {
+        for_each_sample([&](int64_t from, int64_t to, int64_t sample) {
+          const int64_t row = from - begin;
+          done += sum_heads(problem, sample, {scratch.rows + row * scratch.row_stride, scratch.row_stride, 1},
+                            packed_panels(static_cast<const Word*>(problem.packed) + start * depth, depth),
+                            scratch.sums + row * column_group + start - column, to - from, width);
+        });
       });
+      const int64_t corner = begin * f.width + column;
+      store_rows<T>(scratch.sums, column_group, end - begin, count, bias ? bias + column : nullptr,
+                    residual ? residual + corner : nullptr, static_cast<T*>(problem.out) + corner, f.width);
     }
     return done;
   }
