@@ -121,13 +121,13 @@ int64_t multiply(LeftOperand left, Panels right, Result result, int64_t rows, in
 
 // Words of depth of one product, at most: a panel's slice stays in the first-level cache, and sums stay
 // short.
-constexpr int64_t depth_block = panel_width <= 32 ? 256 : 128;
+constexpr int64_t most_depth = panel_width <= 32 ? 256 : 128;
 
 // Calls body(first, count) for even pieces of the words of depth [first, first + depth), each at most
-// depth_block long.
+// most_depth long.
 template <class Body>
 void for_each_depth_block(int64_t first, int64_t depth, const Body& body) {
-  const int64_t blocks = (depth + depth_block - 1) / depth_block;
+  const int64_t blocks = (depth + most_depth - 1) / most_depth;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t begin = depth * block / blocks, end = depth * (block + 1) / blocks;
     body(first + begin, end - begin);
