@@ -22,10 +22,10 @@ struct Case {
 
   explicit Case(uint64_t seed) : random(seed) {
     type = static_cast<DataType>(below(3));
-    features = {1 + below(3), 1 + below(5), one_in(2) ? 1 + below(100) : 16 << below(4), 1 + below(300)};
+    features = {1 + below(3), 1 + below(4), one_in(2) ? 1 + below(70) : 16 << below(3), 1 + below(300)};
     const int64_t batch = below(6);
     for (int64_t sample = 0; sample < batch; ++sample) {
-      const int64_t length = one_in(4) ? 0 : 1 + below(one_in(4) ? 300 : 30);
+      const int64_t length = one_in(4) ? 0 : 1 + below(one_in(6) ? 200 : 20);
       offsets.push_back(offsets.back() + static_cast<int32_t>(length));
       for (int64_t head = 0; head < features.heads; ++head) kept.push_back(one_in(2));
     }
