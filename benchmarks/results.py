@@ -41,6 +41,7 @@ SECTIONS = {
     "fused-linear": ["benchmarks/bench_fused_linear.py"],
     "masked-linear": ["benchmarks/bench_masked_linear.py", "-k", "one_core"],
     "masked-linear-more": ["benchmarks/bench_masked_linear.py", "-k", "two_cores or peers or feed_forward"],
+    "head-masked-linear": ["benchmarks/bench_head_masked_linear.py"],
     "masked-reader": ["benchmarks/bench_masked_linear.py", "-k", "reader or training_step"],
 }
 

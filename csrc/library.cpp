@@ -42,6 +42,21 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       traceable);
 
   library.def(
+      "head_masked_project(Tensor input, Tensor weight, Tensor offsets, Tensor? head_mask=None, "
+      "Tensor? bias=None, Tensor? index=None, int parts=1, int? heads=None) -> Tensor",
+      traceable);
+  library.def(
+      "head_masked_reduce(Tensor input, Tensor weight, Tensor offsets, Tensor? head_mask=None, "
+      "Tensor? bias=None, Tensor? residual=None) -> Tensor",
+      traceable);
+  library.def(
+      "head_masked_grad_weight(Tensor of_features, Tensor of_width, Tensor offsets, Tensor? head_mask=None, "
+      "Tensor? index=None, int parts=1, bool bias_grad=False) -> (Tensor grad_weight, Tensor grad_bias)",
+      traceable);
+  library.def("pack_head_masked_weight(Tensor weight, str direction, int heads, int parts=1) -> Tensor",
+              traceable);
+
+  library.def(
       "masked_linear(Tensor input, Tensor values, Tensor starts, Tensor order, Tensor block_columns, "
       "int rows, int row_chunk, int column_block, Tensor? bias=None, Tensor? residual=None, "
       "str activation='none', Tensor? step_values=None, Tensor? step_block_columns=None, "

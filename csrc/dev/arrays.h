@@ -75,5 +75,6 @@ inline std::unique_ptr<void, decltype(&std::free)> scratch(int64_t bytes) {
 
 void bind_token_gather_attention(py::module_& module);
 void bind_residual_layer_norm(py::module_& module);
+void bind_head_masked_linear(py::module_& module);
 
 }  // namespace vleff::dev

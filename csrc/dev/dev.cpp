@@ -18,4 +18,5 @@ PYBIND11_MODULE(_dev, module) {
       "The instruction-set levels that this processor has.");
   vleff::dev::bind_token_gather_attention(module);
   vleff::dev::bind_residual_layer_norm(module);
+  vleff::dev::bind_head_masked_linear(module);
 }

@@ -1,6 +1,4 @@
-#include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -11,6 +9,7 @@
 #include "../kernels/cpu/isa.h"
 #include "../kernels/cpu/quick_gelu.h"
 #include "checks.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "torch_ops.h"
 
@@ -29,10 +28,8 @@ constexpr const char* op = "fused_linear";
 constexpr int64_t fewest_rows = 16;
 // More rows than this are computed in pieces: oneDNN loses up to 40 % of its speed on 8,192 and more.
 constexpr int64_t most_rows = 6144;
-// So are larger results. The C library takes memory beyond 32 MiB fresh from the kernel each time, whose
-// pages cost a fifth of the product's time: a piece reuses memory, and the whole result can ask for huge
-// pages.
-constexpr int64_t most_bytes = 30 << 20;
+// So are larger results: a piece reuses memory, and the whole result can ask for huge pages.
+constexpr int64_t most_bytes = most_reused_bytes;
 
 bool is_packed(const Tensor& weight) {
   return weight.layout() == torch::headeronly::Layout::Mkldnn;
@@ -167,16 +164,6 @@ Tensor padded(const Tensor& rows) {
   return all;
 }
 
-// A hint: nothing depends on it.
-void prefer_huge_pages(const Tensor& tensor, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
 // input: [rows, in_features], residual: [rows, out_features]. No row's bits depend on `rows`.
 template <class Linear>
 Tensor by_pieces(const Linear& linear, const Tensor& input, const OptionalTensor& residual,
@@ -193,7 +180,7 @@ Tensor by_pieces(const Linear& linear, const Tensor& input, const OptionalTensor
   if (pieces == 1) return linear(input, residual);
 
   Tensor out = torch::stable::new_empty(input, {rows, out_features});
-  prefer_huge_pages(out, rows * row_bytes);
+  prefer_huge_pages(out);
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t begin = rows * piece / pieces, count = rows * (piece + 1) / pieces - begin;
     const auto part = [&](const Tensor& all) {

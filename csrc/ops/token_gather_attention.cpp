@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "../kernels/cpu/isa.h"
+#include "checked_index.h"
 #include "parallel.h"
 #include "token_gather_attention_checks.h"
 
@@ -29,18 +30,6 @@ struct Inputs {
   Rows queries, keys;
   OptionalTensor head_mask, key_bias;
 };
-
-OptionalTensor checked_index(const char* op, const char* argument, const OptionalTensor& index,
-                             int64_t rows) {
-  if (!index) return std::nullopt;
-  const Tensor numbers = as_contiguous(*index);
-  if (numbers.scalar_type() == ScalarType::Int) {
-    check_index(op, argument, numbers.const_data_ptr<int32_t>(), numbers.numel(), rows);
-    return numbers;
-  }
-  check_index(op, argument, numbers.const_data_ptr<int64_t>(), numbers.numel(), rows);
-  return torch::stable::to(numbers, ScalarType::Int);
-}
 
 Rows checked_rows(const char* op, const Tensor& stored, const char* offsets_argument, const Tensor& offsets,
                   const char* index_argument, const OptionalTensor& index, const char* max_argument,

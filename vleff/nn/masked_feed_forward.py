@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vleff.nn.masked_linear import MaskedLinear
+from vleff.nn.modes import is_called_plainly
 from vleff.ops.masked_feed_forward import masked_feed_forward as run_in_panels
 
 _FEWEST_TOKENS = 32  # a thread: workers share the tokens
@@ -26,7 +27,9 @@ def masked_feed_forward(
         [..., out_features]
     """
     tensors = (input, residual)
-    called = second.activation != "none" or any(not _is_plain(module) for module in (first, second))
+    called = second.activation != "none" or any(
+        not is_called_plainly(module, MaskedLinear) for module in (first, second)
+    )
     if called or not (first.runs_kernel(*tensors) and second.runs_kernel(*tensors)) or not _are_enough(input):
         return second(first(input), residual)
     weights = (first.values, first.structure), (second.values, second.structure)
@@ -37,14 +40,3 @@ def _are_enough(input: Tensor) -> bool:
     if torch.compiler.is_compiling():  # one graph for all numbers of tokens
         return True
     return input.numel() >= _FEWEST_TOKENS * torch.get_num_threads() * input.shape[-1]
-
-
-def _is_plain(module: MaskedLinear) -> bool:
-    """Whether calling the module runs MaskedLinear.forward and nothing else."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return type(module).forward is MaskedLinear.forward and not any(hooks)

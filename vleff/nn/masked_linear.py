@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
 from vleff.choices import densest_sparse
-from vleff.nn.modes import is_autocast, is_transformed
+from vleff.nn.modes import is_autocast, is_transformed, version_of
 from vleff.ops.fused_linear import ACTIVATIONS, activate, fused_linear, pack_linear_weight, packs_linear_weight
 from vleff.ops.masked_linear import MOST_FEW_TOKENS, Steps, Transposed, masked_linear, pack_masked_weight
 from vleff.ops.masked_structure import MaskedStructure
@@ -239,14 +238,10 @@ class MaskedLinear(nn.Module):
 
     def _current(self) -> _Prepared | None:
         """What was made from the values as they are now; None where changes of them could not be noticed."""
-        values, prepared = self.values, self._prepared
-        if values.is_inference():
+        version, prepared = version_of(self.values), self._prepared
+        if version is None:
             return None
-        version = (id(values), values._version, values.data_ptr(), values.dtype)
         if prepared.version != version:
-            is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-            if is_distributed or type(values) is not Parameter:
-                return None
             prepared.steps = prepared.dense = None
             prepared.version = version
         return prepared

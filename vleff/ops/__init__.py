@@ -10,6 +10,14 @@ from vleff.ops.fused_linear import (
     packs_linear_weight,
     unpack_linear_weight,
 )
+from vleff.ops.head_masked_linear import (
+    head_masked_linear_flops,
+    head_masked_project,
+    head_masked_project_reference,
+    head_masked_reduce,
+    head_masked_reduce_reference,
+    pack_head_masked_weight,
+)
 from vleff.ops.masked_feed_forward import masked_feed_forward, masked_feed_forward_reference
 from vleff.ops.masked_linear import masked_linear, masked_linear_reference, pack_masked_weight
 from vleff.ops.masked_structure import MaskedStructure
@@ -24,10 +32,16 @@ __all__ = [
     "MaskedStructure",
     "fused_linear",
     "fused_linear_reference",
+    "head_masked_linear_flops",
+    "head_masked_project",
+    "head_masked_project_reference",
+    "head_masked_reduce",
+    "head_masked_reduce_reference",
     "masked_feed_forward",
     "masked_feed_forward_reference",
     "masked_linear",
     "masked_linear_reference",
+    "pack_head_masked_weight",
     "pack_linear_weight",
     "pack_masked_weight",
     "packs_linear_weight",

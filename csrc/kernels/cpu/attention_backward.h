@@ -124,8 +124,8 @@ void attend_backward(const AttentionProblem& problem, const AttentionGradient& g
   const int64_t stride = logits_stride(task.keys), key_words = words<Product>(task.keys);
   const int64_t block_words = words<Product>(backward_query_block);
   const float scale = problem.scale * log2_of_e, kept_scale = 1.0f / (1.0f - problem.dropout_p);
-  pack_transposed<Product>(task.k, task.keys, scratch.keys_transposed);
-  pack_transposed<Product>(task.v, task.keys, scratch.values_transposed);
+  pack_transposed<Product>(task.k, task.keys, width, scratch.keys_transposed);
+  pack_transposed<Product>(task.v, task.keys, width, scratch.values_transposed);
   pack_right<Product>(task.k, task.keys, key_words, scratch.keys);
   if (task.key_bias) scale_key_bias(task.key_bias, task.keys, scratch.key_bias);
   if (grad_key_bias) fill_rows(scratch.grad_key_bias, 1, 0, round_up(task.keys, lanes), 0.0f);

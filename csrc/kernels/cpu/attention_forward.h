@@ -95,7 +95,7 @@ void attend(const AttentionProblem& problem, const AttentionOutput& output, cons
     const int64_t stride = logits_stride(task.keys);
     const float scale = problem.scale * log2_of_e, kept_scale = 1.0f / (1.0f - problem.dropout_p);
     const int64_t depth_block = value_depth_block / Product::elements_per_word;
-    pack_transposed<Product>(task.k, task.keys, scratch.keys);
+    pack_transposed<Product>(task.k, task.keys, width, scratch.keys);
     const Panels values = right_operand<Product>(task.v, task.keys, scratch.values);
     if (task.key_bias) scale_key_bias(task.key_bias, task.keys, scratch.key_bias);
     if (output.importance) fill_rows(scratch.importance, 1, 0, round_up(task.keys, lanes), 0.0f);

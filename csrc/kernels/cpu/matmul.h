@@ -2,8 +2,9 @@
 #include "simd.h"
 
 // The project's register-blocked matrix products. Operands are 32-bit words: one float32, or a pair of
-// bfloat16 that are neighbours along the summed dimension (low half first). Sums are float32 and always run
-// in order of depth, so an element's bits do not depend on the block it was computed in.
+// bfloat16 that are neighbours along the summed dimension (low half first). Sums are float32, run in order of
+// depth and start at 0 in each product, whose sum is then added where results accumulate. So an element's
+// bits depend on how its depth was cut, but not on the block it was computed in.
 namespace vleff::VLEFF_ISA {
 
 typedef uint32_t Word;
@@ -60,8 +61,7 @@ void multiply_tile(LeftOperand a, const Word* b, int64_t b_stride, Result c, int
 #pragma GCC unroll 8
   for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 8
-    for (int vector = 0; vector < vectors; ++vector)
-      sums[row][vector] = accumulate ? load(c.data + row * c.row_stride + vector * lanes) : Float{};
+    for (int vector = 0; vector < vectors; ++vector) sums[row][vector] = Float{};
   for (int64_t k = 0; k < depth; ++k) {
     UInt right[vectors];
 #pragma GCC unroll 8
@@ -79,8 +79,10 @@ void multiply_tile(LeftOperand a, const Word* b, int64_t b_stride, Result c, int
 #pragma GCC unroll 8
   for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 8
-    for (int vector = 0; vector < vectors; ++vector)
-      store(c.data + row * c.row_stride + vector * lanes, sums[row][vector]);
+    for (int vector = 0; vector < vectors; ++vector) {
+      float* place = c.data + row * c.row_stride + vector * lanes;
+      store(place, accumulate ? load(place) + sums[row][vector] : sums[row][vector]);
+    }
 }
 
 using TileFunction = void (*)(LeftOperand, const Word*, int64_t, Result, int64_t, bool);
@@ -93,20 +95,42 @@ constexpr TileFunction select_tile(int64_t rows, int64_t vectors, std::integer_s
 }
 
 // result [rows, columns] = left [rows, depth] * right [depth, columns], or += where accumulate is set.
-// depth counts words; right starts at word row `first_depth` of its panels.
+// depth counts words; right starts at word row `first_depth` of its panels. Returns the multiply-adds done.
 template <class Product>
-void multiply(LeftOperand left, Panels right, Result result, int64_t rows, int64_t columns, int64_t depth,
-              bool accumulate, int64_t first_depth = 0) {
+int64_t multiply(LeftOperand left, Panels right, Result result, int64_t rows, int64_t columns, int64_t depth,
+                 bool accumulate, int64_t first_depth = 0) {
   constexpr auto tiles = std::make_integer_sequence<int, tile_rows * tile_vectors>{};
+  if (rows <= 0) return 0;
+  const int64_t bands = (rows + tile_rows - 1) / tile_rows;
+  const int64_t band_rows = (rows + bands - 1) / bands;  // even: tiles of few rows wait for their sums
+  int64_t done = 0;
   for (int64_t column = 0; column < columns; column += panel_width) {
     const Word* panel =
         right.data + column / panel_width * right.panel_stride + first_depth * right.row_stride;
     const int64_t vectors = (min(columns - column, panel_width) + lanes - 1) / lanes;
-    for (int64_t row = 0; row < rows; row += tile_rows) {
-      TileFunction tile = select_tile<Product>(min(rows - row, tile_rows), vectors, tiles);
+    for (int64_t row = 0; row < rows; row += band_rows) {
+      const int64_t height = min(rows - row, band_rows);
+      TileFunction tile = select_tile<Product>(height, vectors, tiles);
       tile({left.data + row * left.row_stride, left.row_stride, left.depth_stride}, panel, right.row_stride,
            {result.data + row * result.row_stride + column, result.row_stride}, depth, accumulate);
+      done += height * vectors * lanes * depth * Product::elements_per_word;
     }
+  }
+  return done;
+}
+
+// Words of depth of one product, at most: a panel's slice stays in the first-level cache, and sums stay
+// short.
+constexpr int64_t most_depth = panel_width <= 32 ? 256 : 128;
+
+// Calls body(first, count) for even pieces of the words of depth [first, first + depth), each at most
+// most_depth long.
+template <class Body>
+void for_each_depth_block(int64_t first, int64_t depth, const Body& body) {
+  const int64_t blocks = (depth + most_depth - 1) / most_depth;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = depth * block / blocks, end = depth * (block + 1) / blocks;
+    body(first + begin, end - begin);
   }
 }
 

@@ -38,13 +38,13 @@ inline UInt load_words(const T* row, int64_t word, int64_t width) {
   }
 }
 
-// Left operand [rows, words(width)], row-major.
+// Left operand [rows, words(width)], row-major; rows of `packed` are `stride` words apart.
 template <class Product, class T>
-void pack_left(RaggedRows<T> rows, int64_t count, Word* packed) {
+void pack_left(RaggedRows<T> rows, int64_t count, int64_t stride, Word* packed) {
   const int64_t row_words = words<Product>(rows.width);
   for (int64_t row = 0; row < count; ++row)
     for (int64_t word = 0; word < row_words; word += lanes)
-      store_first(reinterpret_cast<float*>(packed) + row * row_words + word,
+      store_first(reinterpret_cast<float*>(packed) + row * stride + word,
                   (Float)load_words<Product>(rows[row], word, rows.width), row_words - word);
 }
 
@@ -54,16 +54,18 @@ LeftOperand left_operand(RaggedRows<T> rows, int64_t count, Word* packed) {
   if constexpr (sizeof(T) == sizeof(Word)) {
     if (!rows.index) return {reinterpret_cast<const Word*>(rows.data), rows.row_stride, 1};
   }
-  pack_left<Product>(rows, count, packed);
-  return {packed, words<Product>(rows.width), 1};
+  const int64_t row_words = words<Product>(rows.width);
+  pack_left<Product>(rows, count, row_words, packed);
+  return {packed, row_words, 1};
 }
 
-// Right operand whose columns are the rows and whose depth is the width: the transposed matrix.
+// Right operand whose columns are the rows and whose depth is the width: the transposed matrix. panel_depth
+// counts words.
 template <class Product, class T>
-void pack_transposed(RaggedRows<T> rows, int64_t count, Word* packed) {
+void pack_transposed(RaggedRows<T> rows, int64_t count, int64_t panel_depth, Word* packed) {
   const int64_t depth = words<Product>(rows.width);
   for (int64_t column = 0; column < count; column += lanes) {
-    Word* panel = packed + column / panel_width * panel_width * depth + column % panel_width;
+    Word* panel = packed + column / panel_width * panel_width * panel_depth + column % panel_width;
     for (int64_t word = 0; word < depth; word += lanes) {
       Float square[lanes];
       for (int64_t row = 0; row < lanes; ++row)
@@ -76,22 +78,38 @@ void pack_transposed(RaggedRows<T> rows, int64_t count, Word* packed) {
   }
 }
 
+// A vector of words along the rows: word `word` of columns `column` and up; zero beyond the last row and
+// column.
+template <class Product, class T>
+inline Float load_depth_words(RaggedRows<T> rows, int64_t count, int64_t word, int64_t column) {
+  const int64_t left = rows.width - column;
+  if constexpr (Product::elements_per_word == 1) {
+    return load_first(rows[word] + column, left);
+  } else {
+    UInt low = (UInt)load_first(rows[2 * word] + column, left) >> 16;
+    UInt high = 2 * word + 1 < count ? (UInt)load_first(rows[2 * word + 1] + column, left) : UInt{};
+    return (Float)(low | high);
+  }
+}
+
 // Right operand whose depth is the rows and whose columns are the width. panel_depth counts words.
 template <class Product, class T>
 void pack_right(RaggedRows<T> rows, int64_t count, int64_t panel_depth, Word* packed) {
   for (int64_t word = 0; word < words<Product>(count); ++word)
-    for (int64_t column = 0; column < rows.width; column += lanes) {
-      const int64_t left = rows.width - column;
-      Word* target = packed + column / panel_width * panel_width * panel_depth + word * panel_width +
-                     column % panel_width;
-      if constexpr (Product::elements_per_word == 1) {
-        store_raw(target, load_first(rows[word] + column, left));
-      } else {
-        UInt low = (UInt)load_first(rows[2 * word] + column, left) >> 16;
-        UInt high = 2 * word + 1 < count ? (UInt)load_first(rows[2 * word + 1] + column, left) : UInt{};
-        store_raw(target, low | high);
-      }
-    }
+    for (int64_t column = 0; column < rows.width; column += lanes)
+      store_raw(packed + column / panel_width * panel_width * panel_depth + word * panel_width +
+                    column % panel_width,
+                load_depth_words<Product>(rows, count, word, column));
+}
+
+// Left operand whose depth is the rows and whose rows are the width: [words(count)][stride], where `stride`
+// is at least the width rounded up to lanes.
+template <class Product, class T>
+LeftOperand pack_left_transposed(RaggedRows<T> rows, int64_t count, int64_t stride, Word* packed) {
+  for (int64_t word = 0; word < words<Product>(count); ++word)
+    for (int64_t column = 0; column < rows.width; column += lanes)
+      store_raw(packed + word * stride + column, load_depth_words<Product>(rows, count, word, column));
+  return {packed, 1, stride};
 }
 
 // The rows as a right operand whose depth is the rows: where they stand if they are few and words that fill
@@ -105,6 +123,14 @@ Panels right_operand(RaggedRows<T> rows, int64_t count, Word* packed) {
   }
   pack_right<Product>(rows, count, words<Product>(count), packed);
   return packed_panels(packed, words<Product>(count));
+}
+
+// Fills rows x width of a tensor whose rows are `row_stride` elements apart with one value.
+template <class T>
+void fill_rows(T* data, int64_t rows, int64_t row_stride, int64_t width, float value) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < width; column += lanes)
+      store_first(data + row * row_stride + column, broadcast(value), width - column);
 }
 
 }  // namespace vleff::VLEFF_ISA
