@@ -11,6 +11,7 @@ from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 from vleff.models.attention_interface import implementations
 from vleff.models.layer import FeedForwardParts, PackedLayer, has_hooks
 from vleff.models.registry import Adapter, adapter_for, warn_if_unchecked
+from vleff.models.trimming import Trimming
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_linear import MaskedLinear
 
@@ -79,8 +80,27 @@ def convert(model: nn.Module, base: PreTrainedModel, adapter: Adapter) -> None:
     base.__dict__[_RECORD] = conversion
 
 
+def install_trimmed_classes(base: PreTrainedModel, adapter: Adapter) -> None:
+    """Exchanges the classes that have to know more to trim tokens."""
+    for module in base.modules():
+        module.__class__ = adapter.trimmed_classes.get(type(module), type(module))
+
+
+def uninstall_trimmed_classes(base: PreTrainedModel, adapter: Adapter) -> None:
+    """Undoes `install_trimmed_classes`."""
+    untrimmed = {trimmed: plain for plain, trimmed in adapter.trimmed_classes.items()}
+    for module in base.modules():
+        module.__class__ = untrimmed.get(type(module), type(module))
+
+
 def revert(base: PreTrainedModel, adapter: Adapter) -> None:
-    """Undoes `convert`, except for modules that were exchanged again meanwhile."""
+    """Undoes `convert`, except for modules that were exchanged again meanwhile.
+
+    Raises:
+        RuntimeError: a trimming is installed.
+    """
+    if any(isinstance(module, Trimming) for module in base.modules()):
+        raise RuntimeError("model: expected one without trimmers, which need it accelerated; detach them first")
     conversion: Conversion = base.__dict__.pop(_RECORD)
     for owner, name, original, replacement in conversion.replaced:
         if getattr(owner, name) is replacement:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from vleff.models.trimming import AttentionControl
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_feed_forward import masked_feed_forward
 from vleff.nn.masked_linear import MaskedLinear
@@ -71,12 +72,15 @@ class PackedContext:
         padded_bias: [batch, heads, length, length], added to the logits by the tokens' places in the padded
             batch, padding hidden. Attention then runs padded, by torch; everything else is packed.
         memory: the samples' tokens for cross attention, None if the layer has none in this call.
+        own, cross: what self and cross attention leave out; None for nothing.
     """
 
     batch: RaggedBatch
     causal: bool = False
     padded_bias: torch.Tensor | None = None
     memory: RaggedBatch | None = None
+    own: AttentionControl | None = None
+    cross: AttentionControl | None = None
 
 
 class PackedLayer(nn.Module):
@@ -138,7 +142,7 @@ class PostNormLayer(PackedLayer):
         parts, training = self.parts(), self.training
         values = self._attended(parts.attention, values, values, context.batch, context)
         if context.memory is not None and parts.cross_attention is not None:
-            to_memory = PackedContext(context.batch)
+            to_memory = PackedContext(context.batch, own=context.cross)
             memory = context.memory
             values = self._attended(parts.cross_attention, values, memory.values, memory, to_memory)
         return normalize(parts.feed_forward.norm, run_feed_forward(parts.feed_forward, values, training), values)
@@ -234,6 +238,7 @@ def attend(
         values: [total_tokens, d], which ask.
         memory_values: [total_memory, d of the memory], which are asked; `values` itself for self attention.
         memory: the samples of the memory.
+        context: whose `own` says what is left out.
 
     Returns:
         [total_tokens, heads * head_dim]
@@ -249,6 +254,7 @@ def attend(
     batch, dropout_p = context.batch, parts.dropout if training else 0.0
     if context.padded_bias is not None:
         return _attend_padded(query, key, value, batch, context.padded_bias, parts.scale, dropout_p)
+    control = context.own or AttentionControl()
     attended, _, _ = token_gather_attention(
         query,
         key,
@@ -257,10 +263,15 @@ def attend(
         memory.offsets,
         batch.max_length,
         memory.max_length,
+        head_mask=control.head_mask,
+        key_bias=control.key_bias,
         scale=parts.scale,
         causal=context.causal,
         dropout_p=dropout_p,
     )
+    if control.head_gates is not None:
+        gates = control.head_gates.to(attended.dtype)
+        attended = attended * gates.repeat_interleave(batch.lengths, 0, output_size=attended.shape[0])[:, :, None]
     return attended.flatten(1)
 
 

@@ -1,0 +1,281 @@
+"""How a method that drops tokens and heads layer by layer takes part in the packed computation.
+
+A `Trimming` hangs on the module that holds the loop over its layers, as its submodule `trimming`. That module packs
+its streams of tokens, begins a run, and before each layer hands the streams over; it gets back shorter ones and, for
+each attention block of the layer, an `AttentionControl`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vleff.nn.ragged import RaggedBatch
+
+_STREAM = "_vleff_stream"
+
+
+class BlockSpec(NamedTuple):
+    """One attention block of a layer.
+
+    Attributes:
+        name: "own" for self attention, "cross" for cross attention; others where a layer has several.
+        heads, head_dim: sizes.
+        memory: the name of the stream whose tokens are asked.
+        memory_width: the width of that stream.
+    """
+
+    name: str
+    heads: int
+    head_dim: int
+    memory: str
+    memory_width: int
+
+
+class LayerSpec(NamedTuple):
+    """What one layer does to a stream.
+
+    Attributes:
+        blocks: its attention blocks.
+        feed_forward: multiply-adds of its feed-forward for each token.
+    """
+
+    blocks: tuple[BlockSpec, ...]
+    feed_forward: int
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """A stream of tokens that passes through layers.
+
+    Attributes:
+        name: of the stream within its module.
+        width: of its tokens.
+        layers: empty for a memory that is only looked at.
+        modalities: how many modalities each sample has in this stream, one after the other.
+        others: the names of the streams that hold the other modality, if it is not in this one.
+    """
+
+    name: str
+    width: int
+    layers: tuple[LayerSpec, ...]
+    modalities: int = 1
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The tokens of one stream on their way through the layers.
+
+    Attributes:
+        tokens: values [total, width].
+        parts: int32 [batch * modalities + 1], where each modality of each sample begins in `tokens`.
+        initial: int32 [batch * modalities], tokens of each part before any was dropped.
+        pinned: bool [total], tokens that are never dropped; None if only the first of each part.
+        gates: [total], 1 for a token that is kept and 0 for one that is dropped but still there, with gradients;
+            None if all that are there are kept.
+        carried: more values [total, ...] of the same tokens.
+    """
+
+    tokens: RaggedBatch
+    parts: Tensor
+    initial: Tensor
+    pinned: Tensor | None = None
+    gates: Tensor | None = None
+    carried: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def pack(
+        cls, padded: Tensor, mask: Tensor | None = None, first: int | None = None, pinned: Tensor | None = None
+    ) -> "Stream":
+        """The tokens of a padded batch.
+
+        Args:
+            padded: [batch, length, width].
+            mask: bool [batch, length], False at padding; None without any.
+            first: the length of the first modality in the padded batch, if there are two.
+            pinned: bool [batch, length], tokens that are never dropped.
+        """
+        tokens = RaggedBatch.pack(padded, mask)
+        if first is None:
+            parts = tokens.offsets
+        else:
+            batch, length = padded.shape[:2]
+            if mask is None:
+                counts = tokens.offsets.new_tensor([first, length - first]).repeat(batch)
+            else:
+                counts = torch.stack([mask[:, :first].sum(1), mask[:, first:].sum(1)], 1).flatten()
+            parts = pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+        rows = None if pinned is None else tokens.gather(pinned)
+        return cls(tokens, parts, parts.diff(), rows)
+
+    @property
+    def values(self) -> Tensor:
+        """[total, width]"""
+        return self.tokens.values
+
+    @property
+    def modalities(self) -> int:
+        """How many parts each sample has."""
+        return (self.parts.shape[0] - 1) // max(self.tokens.batch_size, 1)
+
+    def replace(self, values: Tensor) -> "Stream":
+        """Other values for the same tokens."""
+        return replace(self, tokens=self.tokens.replace(values))
+
+    def with_gates(self, gates: Tensor) -> "Stream":
+        """The same tokens with other gates [total]."""
+        return replace(self, gates=gates)
+
+    def compact(self, keep: Tensor) -> "Stream":
+        """Only the tokens that `keep`, bool [total], says."""
+        if not torch.compiler.is_compiling() and bool(keep.all()):
+            return self
+        parts = pad(keep.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, self.parts)
+        survivors = keep.nonzero().squeeze(1)
+
+        def select(rows: Tensor | None) -> Tensor | None:
+            return None if rows is None else rows.index_select(0, survivors)
+
+        return replace(
+            self,
+            tokens=self.tokens.compact(keep),
+            parts=parts,
+            pinned=select(self.pinned),
+            gates=select(self.gates),
+            carried=tuple(rows.index_select(0, survivors) for rows in self.carried),
+        )
+
+    def gated(self) -> "Stream":
+        """Tokens that are dropped but still there as zeros."""
+        return self if self.gates is None else self.replace(self.values * self.gates[:, None].to(self.values.dtype))
+
+    def unpack(self) -> Tensor:
+        """[batch, length, width], zeros at padding and where tokens were dropped."""
+        return self.gated().tokens.unpack()
+
+
+@dataclass(frozen=True)
+class AttentionControl:
+    """What an attention block leaves out.
+
+    Attributes:
+        head_mask: bool [batch, heads], False for a head that is not computed.
+        head_gates: [batch, heads], factors of the heads' contexts, with gradients.
+        key_bias: float32 [total keys], added to the logits of a key.
+    """
+
+    head_mask: Tensor | None = None
+    head_gates: Tensor | None = None
+    key_bias: Tensor | None = None
+
+
+Controls = dict[str, AttentionControl]
+
+
+class TrimmingRun:
+    """One pass through the layers of a module."""
+
+    def before_layer(self, number: int, *streams: Stream) -> list[tuple[Stream, Controls]]:
+        """The streams as layer `number` gets them, each with what its attention blocks leave out."""
+        raise NotImplementedError
+
+    def finish(self, *streams: Stream) -> None:
+        """Told once, after the last layer."""
+
+
+class Trimming(nn.Module):
+    """What drops tokens and heads before the layers of one module."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the next call drops anything; if not, the module runs as without a trimming."""
+        raise NotImplementedError
+
+    def begin(self, *streams: Stream) -> TrimmingRun:
+        """Begins a run on the streams, in the order of `Trimmable.streams`."""
+        raise NotImplementedError
+
+    def explain(self) -> str:
+        """What it dropped, for people."""
+        raise NotImplementedError
+
+
+class Trimmable:
+    """A module whose loop over its layers runs a trimming."""
+
+    def streams(self) -> tuple[StreamSpec, ...]:
+        """Its streams; those without layers come last. Empty if it cannot be trimmed."""
+        return ()
+
+
+def install(module: nn.Module, trimming: Trimming) -> None:
+    """Hangs a trimming on a module that is `Trimmable`."""
+    module.trimming = trimming
+
+
+def uninstall(module: nn.Module) -> None:
+    """Takes the trimming off a module."""
+    del module.trimming
+
+
+def active_trimming(module: Any) -> Trimming | None:
+    """The trimming of a module if it has one that is active."""
+    trimming = getattr(module, "trimming", None)
+    return trimming if trimming is not None and trimming.is_active else None
+
+
+def refuse_watchers(arguments: dict[str, Any], config: Any, reason: str | None = None) -> None:
+    """For calls while a trimming is active that ask for what it does not give.
+
+    Args:
+        arguments: of the call.
+        config: whose defaults hold where the call says nothing.
+        reason: something else that the packed computation does not cover.
+
+    Raises:
+        ValueError: always if there is a `reason`; else if attentions, hidden states or a cache are asked for.
+    """
+    for name in ("output_attentions", "output_hidden_states"):
+        value = arguments.get(name)
+        if value or (value is None and getattr(config, name, False)):
+            reason = f"{name}=True"
+    if reason is not None:
+        raise ValueError(
+            f"{reason}: expected a call that runs packed, because trimmers are attached and active; detach them, "
+            "or run the model at full capacity"
+        )
+
+
+def remember_stream(padded: Tensor, stream: Stream) -> Tensor:
+    """Lets whoever gets exactly this padded tensor go on with the stream that it was unpacked from."""
+    setattr(padded, _STREAM, (stream, padded._version))
+    return padded
+
+
+def stream_of(padded: Tensor) -> Stream | None:
+    """The stream of a padded tensor, None if it is not known or the tensor was changed since."""
+    stream, version = getattr(padded, _STREAM, (None, 0))
+    return stream if stream is not None and padded._version == version else None
+
+
+def trimmable_modules(model: nn.Module) -> list[tuple[str, Any]]:
+    """The path in `model` and the module of everything that can be trimmed."""
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, Trimmable)]
+    return [(path, module) for path, module in found if module.streams()]
+
+
+def layer_spec(blocks: Sequence[BlockSpec], feed_forward: Any) -> LayerSpec:
+    """The spec of a layer with a `FeedForwardParts`."""
+    products = 2 if feed_forward.gate is None else 3
+    intermediate = feed_forward.intermediate
+    return LayerSpec(tuple(blocks), products * intermediate.in_features * intermediate.out_features)
+
+
+def block_spec(name: str, attention: Any, memory: str, memory_width: int) -> BlockSpec:
+    """The spec of a block with an `AttentionParts`."""
+    width = attention.output.in_features
+    return BlockSpec(name, width // attention.head_dim, attention.head_dim, memory, memory_width)
