@@ -6,13 +6,14 @@
 
 from vleff.smarttrim.attachment import attach, detach
 from vleff.smarttrim.config import SmartTrimConfig
-from vleff.smarttrim.execution import recorded, repeated, running
+from vleff.smarttrim.execution import recorded, repeated, running, trimmers_of
 from vleff.smarttrim.objective import TrainingLoss, training_loss
 from vleff.smarttrim.predictions import Prediction
 from vleff.smarttrim.pretrained import from_pretrained, save_pretrained, trimmer_parameters
 from vleff.smarttrim.record import LayerRecord, RunRecord
 from vleff.smarttrim.report import Kept, LayerKept, kept_by, measure_gain
 from vleff.smarttrim.trainer import SmartTrimTrainer
+from vleff.smarttrim.trimming import Trimmers
 
 __all__ = [
     "Kept",
@@ -23,6 +24,7 @@ __all__ = [
     "SmartTrimConfig",
     "SmartTrimTrainer",
     "TrainingLoss",
+    "Trimmers",
     "attach",
     "detach",
     "from_pretrained",
@@ -33,5 +35,6 @@ __all__ = [
     "running",
     "save_pretrained",
     "trimmer_parameters",
+    "trimmers_of",
     "training_loss",
 ]

@@ -61,7 +61,7 @@ def random_heads(stream: Stream, share: float, heads: int, samples: bool) -> Ten
         seeds = _bits(first)
         draws = _mix(seeds[:, None] * 31 + torch.arange(heads))
     kept = max(1, round(share * heads))
-    ranks = draws.argsort(1, stable=True).argsort(1, stable=True)
+    ranks = draws.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks < kept
 
 

@@ -41,7 +41,7 @@ class TrainingLoss:
 
     def numbers(self) -> dict[str, float]:
         """All of them but the outputs, for logs."""
-        return {name: float(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {name: float(value.detach()) for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 def training_loss(

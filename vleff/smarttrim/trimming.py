@@ -1,5 +1,6 @@
 """Trimmers: all trimmers of one module, and their runs."""
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -117,11 +118,7 @@ class Run(TrimmingRun):
                 if not spec.layers
             },
         )
-        self.given: RunRecord | None = None
-        if execution.decisions is not None:
-            self.given = execution.decisions.popleft()
-            if self.given.module != trimmers.module:
-                raise ValueError(f"runs: expected one of {trimmers.module!r} next, got one of {self.given.module!r}")
+        self.given = _next(execution.decisions, trimmers.module)
         self._memory_views: dict[str, View] = {}
 
     def before_layer(self, number: int, *streams: Stream) -> list[tuple[Stream, Controls]]:
@@ -254,6 +251,16 @@ class Run(TrimmingRun):
         if name not in shares or what not in shares[name]:
             raise ValueError(f"argument 'random_shares': expected {name!r} with {what!r}, got {sorted(shares)}")
         return float(shares[name][what][number])
+
+
+def _next(decisions: deque[RunRecord] | None, module: str) -> RunRecord | None:
+    """The run to repeat, None if trimmers decide."""
+    if decisions is None:
+        return None
+    if not decisions or decisions[0].module != module:
+        got = f"one of {decisions[0].module!r}" if decisions else "no more"
+        raise ValueError(f"argument 'runs': expected one of {module!r} next, got {got}")
+    return decisions.popleft()
 
 
 def _pinned(stream: Stream) -> Tensor:
