@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from vleff.lottery.frozen_remainder import FrozenRemainderLinear
-from vleff.nn.masked_linear import MaskedLinear
 from vleff.models.class_names import class_name, model_class
+from vleff.nn.masked_linear import MaskedLinear
 from vleff.training.checkpoints import replace_file
 
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -132,13 +132,11 @@ class PackedEncoder(Trimmable, nn.Module):
 def self_attending_stream(name: str, layers: list[PackedLayer], modalities: int = 1) -> StreamSpec:
     """The spec of a stream whose layers attend to nothing but itself."""
     all_parts = [layer.parts() for layer in layers]
-    width = all_parts[0].attention.output.out_features
+    width: Any = all_parts[0].attention.output.out_features
     return StreamSpec(
         name,
         width,
-        tuple(
-            layer_spec([block_spec("own", parts.attention, name, width)], parts.feed_forward) for parts in all_parts
-        ),
+        tuple(layer_spec([block_spec("own", parts.attention, name, width)], parts.feed_forward) for parts in all_parts),
         modalities,
     )
 

@@ -105,7 +105,8 @@ class TrimmedViltModel(PackedModel, ViltModel):
         if attention_mask is None:
             attention_mask = text.new_ones((batch, text_length), dtype=torch.long)
         if pixel_mask is None:
-            pixel_mask = torch.ones((batch, self.config.image_size, self.config.image_size), device=text.device)
+            size: Any = self.config.image_size
+            pixel_mask = torch.ones((batch, size, size), device=text.device)
         states, mask = self.embeddings(
             input_ids,
             attention_mask,

@@ -34,7 +34,7 @@ __all__ = [
     "repeated",
     "running",
     "save_pretrained",
+    "training_loss",
     "trimmer_parameters",
     "trimmers_of",
-    "training_loss",
 ]

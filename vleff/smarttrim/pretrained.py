@@ -66,7 +66,9 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
     weights, own = load_file(folder / WEIGHTS), trimmer_parameters(model)
     if weights.keys() != own.keys():
         first = min(weights.keys() ^ own.keys())
-        raise ValueError(f"{folder / WEIGHTS}: expected the trimmers of the model, of which {first!r} is one side's only")
+        raise ValueError(
+            f"{folder / WEIGHTS}: expected the trimmers of the model, of which {first!r} is one side's only"
+        )
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(weights[name])

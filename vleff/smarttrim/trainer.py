@@ -32,7 +32,9 @@ class SmartTrimTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss of a step is a mean, whatever the model's own forward takes
         self._since_log: list[dict[str, float]] = []
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **arguments: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         if not model.training:
             return self._plain_loss(model, inputs, return_outputs)
         parts: TrainingLoss = training_loss(

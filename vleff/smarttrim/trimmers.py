@@ -93,15 +93,15 @@ class TokenTrimmer(nn.Module):
             float32 [T].
         """
         rank = self.local_weight.shape[0]
-        local = fused_linear(view.states, self.local_weight.float())
-        pooled = fused_linear(view.pooled, self.global_weight.float())
+        local = _linear(view.states, self.local_weight.float())
+        pooled = _linear(view.pooled, self.global_weight.float())
         of_local, of_pooled = self.hidden_weight.float().split(rank, 1)
-        from_pooled = fused_linear(pooled, of_pooled.contiguous(), self.hidden_bias.float())
-        hidden = functional.gelu(fused_linear(local, of_local.contiguous()) + from_pooled.index_select(0, view.rows))
+        from_pooled = _linear(pooled, of_pooled.contiguous(), self.hidden_bias.float())
+        hidden = functional.gelu(_linear(local, of_local.contiguous()) + from_pooled.index_select(0, view.rows))
         logits = (hidden * self.score_weight.float()).sum(-1) + self.score_bias.float()
         if other is None or not hasattr(self, "other_weight"):
             return logits
-        direction = functional.normalize(fused_linear(other, self.other_weight.float()), dim=-1)
+        direction = functional.normalize(_linear(other, self.other_weight.float()), dim=-1)
         cosine = (functional.normalize(local, dim=-1) * direction.index_select(0, view.rows)).sum(-1)
         return logits + self.temperature.float() * cosine
 
@@ -133,8 +133,14 @@ class HeadTrimmer(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """pooled [batch, widths] -> logits of being kept, float32 [batch, heads]"""
-        hidden = fused_linear(pooled, self.hidden_weight.float(), self.hidden_bias.float(), None, "gelu")
-        return fused_linear(hidden, self.score_weight.float(), self.score_bias.float())
+        hidden = functional.gelu(_linear(pooled, self.hidden_weight.float(), self.hidden_bias.float()))
+        return _linear(hidden, self.score_weight.float(), self.score_bias.float())
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input @ weight.T + bias, in inference with bits that depend on nothing but the row."""
+    needs_gradients = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+    return (functional.linear if needs_gradients else fused_linear)(input, weight, bias)
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:

@@ -79,12 +79,14 @@ class Trimmers(Trimming):
     def token_trimmer(self, stream: str, layer: int) -> TokenTrimmer | None:
         """The one before a layer of a stream, None if there is none."""
         name = f"{stream}_{layer}"
-        return self.token_trimmers[name] if name in self.token_trimmers else None
+        found: Any = self.token_trimmers.get(name, None)
+        return found
 
     def head_trimmer(self, stream: str, layer: int, block: str) -> HeadTrimmer | None:
         """The one of an attention block, None if there is none."""
         name = f"{stream}_{layer}_{block}"
-        return self.head_trimmers[name] if name in self.head_trimmers else None
+        found: Any = self.head_trimmers.get(name, None)
+        return found
 
     def multiply_adds(self, stream: str, layer: int, tokens: Tensor) -> Tensor:
         """float32 [batch], of the trimmers before a layer for so many tokens of each sample."""

@@ -1,7 +1,6 @@
 """One small attached model of each family."""
 
 import pytest
-
 from methods.smarttrim.families import MODELS, Trimmed, trimmed
 
 

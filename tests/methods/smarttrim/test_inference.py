@@ -27,7 +27,9 @@ def test_trimmers_drop_a_part_of_tokens_and_heads(family):
     kept = smarttrim.kept_by(family.model, record(family)[1])
     shares = [one.token_share for one in kept.layers]
     assert 0.1 < min(shares) < 0.9
-    heads = {sum(counts) / len(counts) / one.all_heads[block] for one in kept.layers for block, counts in one.heads.items()}
+    heads = {
+        sum(counts) / len(counts) / one.all_heads[block] for one in kept.layers for block, counts in one.heads.items()
+    }
     assert 0.1 < min(heads) < 0.9
 
 

@@ -33,9 +33,7 @@ def test_gradients_of_hidden_keys_are_those_of_the_formula(spread):
     (expected_grad,) = torch.autograd.grad(expected, gates, grad)
     ours = gates.detach().float().requires_grad_()
     offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
-    out, _, _ = token_gather_attention(
-        q.float(), k.float(), v.float(), offsets, offsets, 9, 9, key_bias=key_bias(ours)
-    )
+    out, _, _ = token_gather_attention(q.float(), k.float(), v.float(), offsets, offsets, 9, 9, key_bias=key_bias(ours))
     (actual_grad,) = torch.autograd.grad(out, ours, grad.float())
     torch.testing.assert_close(out.double(), expected.detach(), atol=2e-6, rtol=1e-5)
     scale = float(expected_grad.abs().max())

@@ -65,4 +65,6 @@ def test_what_cannot_be_loaded(tmp_path):
 
 def test_models_without_trimmers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="attach"):
-        smarttrim.save_pretrained(BertModel(BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)), tmp_path)
+        smarttrim.save_pretrained(
+            BertModel(BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)), tmp_path
+        )

@@ -1,4 +1,4 @@
-"""Trimmed models against plain transformers layers in fp64, sample by sample, on the tokens and heads that were kept."""
+"""Trimmed models against plain transformers layers in fp64, sample by sample, on what was kept."""
 
 import copy
 
@@ -90,7 +90,11 @@ def test_one_sample_keeps_everything_and_another_one_token_of_each_modality(vilt
         first, second, third = (int(record.parts[part]) for part in (2, 3, 4))  # of the second sample
         record.gates[first:third] = 0
         record.gates[[first, second]] = 1
-    with smarttrim.repeated(vilt.model, runs), smarttrim.running(vilt.model, mode), smarttrim.recorded(vilt.model) as made:
+    with (
+        smarttrim.repeated(vilt.model, runs),
+        smarttrim.running(vilt.model, mode),
+        smarttrim.recorded(vilt.model) as made,
+    ):
         actual = vilt.outputs()["last_hidden_state"]
     assert made[0].layers[-1].kept_tokens().tolist() == [10, 2, 20, 2]
     compare_vilt(vilt, made, actual)
@@ -101,7 +105,11 @@ def test_all_heads_but_one_dropped(vilt, mode):
     runs = everything_kept(vilt)
     for record in runs[0].layers[1:]:
         record.heads["own"] = torch.arange(4)[None] == torch.tensor([0, 1, 2, 3])[:, None]
-    with smarttrim.repeated(vilt.model, runs), smarttrim.running(vilt.model, mode), smarttrim.recorded(vilt.model) as made:
+    with (
+        smarttrim.repeated(vilt.model, runs),
+        smarttrim.running(vilt.model, mode),
+        smarttrim.recorded(vilt.model) as made,
+    ):
         actual = vilt.outputs()["last_hidden_state"]
     assert all(record.heads["own"].sum() == 4 for record in made[0].layers[1:])
     compare_vilt(vilt, made, actual)
