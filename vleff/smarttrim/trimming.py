@@ -78,15 +78,15 @@ class Trimmers(Trimming):
 
     def token_trimmer(self, stream: str, layer: int) -> TokenTrimmer | None:
         """The one before a layer of a stream, None if there is none."""
+        trimmers: Any = self.token_trimmers
         name = f"{stream}_{layer}"
-        found: Any = self.token_trimmers.get(name, None)
-        return found
+        return trimmers[name] if name in trimmers else None  # noqa: SIM401  a ModuleDict has no get
 
     def head_trimmer(self, stream: str, layer: int, block: str) -> HeadTrimmer | None:
         """The one of an attention block, None if there is none."""
+        trimmers: Any = self.head_trimmers
         name = f"{stream}_{layer}_{block}"
-        found: Any = self.head_trimmers.get(name, None)
-        return found
+        return trimmers[name] if name in trimmers else None  # noqa: SIM401
 
     def multiply_adds(self, stream: str, layer: int, tokens: Tensor) -> Tensor:
         """float32 [batch], of the trimmers before a layer for so many tokens of each sample."""
