@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from vleff.models.layer import PackedContext, PackedLayer, additive_mask, has_hooks, runs_packed
+from vleff.models.layer import PackedContext, PackedLayer, additive_mask, has_hooks, runs_packed, trimmed_context
 from vleff.models.trimming import (
     Controls,
     Stream,
@@ -96,7 +96,7 @@ class PackedEncoder(Trimmable, nn.Module):
         for number, layer in enumerate(self.packed_layers()):
             if run is not None:
                 [(stream, controls)] = run.before_layer(number, stream)
-            context = PackedContext(stream.tokens, causal=self.passes_is_causal, own=controls.get("own"))
+            context = trimmed_context(stream, controls, causal=self.passes_is_causal)
             stream = stream.replace(layer(stream.values, context))
         if run is not None:
             run.finish(stream)
@@ -139,6 +139,17 @@ def self_attending_stream(name: str, layers: list[PackedLayer], modalities: int 
         tuple(layer_spec([block_spec("own", parts.attention, name, width)], parts.feed_forward) for parts in all_parts),
         modalities,
     )
+
+
+def co_attending_stream(name: str, other: str, other_width: int, layers: list[PackedLayer]) -> StreamSpec:
+    """The spec of a stream whose layers attend to it and to another one, of the other modality."""
+    spec = self_attending_stream(name, layers)
+    with_cross = []
+    for layer, own in zip(layers, spec.layers, strict=True):
+        cross = layer.parts().cross_attention
+        blocks = () if cross is None else (block_spec("cross", cross, other, other_width),)
+        with_cross.append(own._replace(blocks=own.blocks + blocks))
+    return replace(spec, layers=tuple(with_cross), others=(other,))
 
 
 def unpack_stream(stream: Stream) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from vleff.models.trimming import AttentionControl
+from vleff.models.trimming import AttentionControl, Controls, Stream
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_feed_forward import masked_feed_forward
 from vleff.nn.masked_linear import MaskedLinear
@@ -81,6 +81,19 @@ class PackedContext:
     memory: RaggedBatch | None = None
     own: AttentionControl | None = None
     cross: AttentionControl | None = None
+
+
+def trimmed_context(
+    stream: Stream, controls: Controls, memory: Stream | None = None, causal: bool = False
+) -> PackedContext:
+    """The context of a layer that gets a stream, and what its blocks "own" and "cross" leave out."""
+    return PackedContext(
+        stream.tokens,
+        causal=causal,
+        memory=None if memory is None else memory.tokens,
+        own=controls.get("own"),
+        cross=controls.get("cross"),
+    )
 
 
 class PackedLayer(nn.Module):

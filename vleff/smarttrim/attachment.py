@@ -10,6 +10,7 @@ from vleff.models.registry import base_models
 from vleff.models.trimming import install, trimmable_modules, uninstall
 from vleff.smarttrim.config import SmartTrimConfig
 from vleff.smarttrim.execution import Execution
+from vleff.smarttrim.span_heads import unwatch_span_heads, watch_span_heads
 from vleff.smarttrim.trimming import Trimmers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,6 +51,7 @@ def attach(model: Model, config: SmartTrimConfig | None = None) -> Model:
     for path, module in modules:
         trimmers = Trimmers(path, module.streams(), execution).to(parameter.device, parameter.dtype)
         install(module, trimmers.train(module.training))
+    watch_span_heads(model, execution)
     for _, base, adapter in base_models(model):
         if is_converted(base):
             install_trimmed_classes(base, adapter)
@@ -65,6 +67,7 @@ def detach(model: Model) -> Model:
     for module in list(model.modules()):
         if isinstance(getattr(module, "trimming", None), Trimmers):
             uninstall(module)
+    unwatch_span_heads(model)
     for _, base, adapter in base_models(model):
         uninstall_trimmed_classes(base, adapter)
     return model

@@ -6,12 +6,37 @@ from dataclasses import dataclass
 import torch
 from model_cases import Case, make_case, tensors
 from torch import nn
-from transformers import ViltForQuestionAnswering, ViltModel
+from transformers import (
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    DistilBertForQuestionAnswering,
+    RobertaForQuestionAnswering,
+    ViltForQuestionAnswering,
+    ViltModel,
+)
 
 import vleff
 from vleff import smarttrim
+from vleff.models.meter import MeterModel
+from vleff.models.meter_heads import MeterForNLVR2, MeterForQuestionAnswering
 
-MODELS = [ViltModel, ViltForQuestionAnswering]
+MODELS: list[type] = [
+    ViltModel,
+    ViltForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForQuestionAnswering,
+    RobertaForQuestionAnswering,
+    DistilBertForQuestionAnswering,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    MeterModel,
+    MeterForQuestionAnswering,
+    MeterForNLVR2,
+]
 
 
 @dataclass

@@ -85,7 +85,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates(family):
     for sample in range(batch):
         alone = family.outputs(**{name: value[sample : sample + 1] for name, value in inputs.items()})
         for name, wanted in together.items():
-            if wanted.shape[:1] == (batch,):
+            if wanted.shape[:1] == (batch,) and not name.startswith("logits_per"):  # of all pairs in the batch
                 assert torch.equal(alone[name][0], wanted[sample]), f"{name} of sample {sample}"
 
 
