@@ -35,6 +35,7 @@ class Adapter:
         packed_classes: each encoder and layer class of the family, with the subclass of it that runs packed.
             A module runs packed when its class is exchanged for that subclass.
         causal: whether its tokens see only tokens up to their own.
+        decoders: classes inside which tokens are made one by one; encoders there are not trimmed.
         trimmed_classes: each class whose forward has to know more than its encoder to trim tokens, with the subclass
             of it that takes its place while a trimming is installed.
         checked_versions: the versions of transformers, as "major.minor", that the adapter was checked with.
@@ -44,6 +45,7 @@ class Adapter:
     model_class: type[PreTrainedModel]
     packed_classes: dict[type[nn.Module], type[nn.Module]]
     causal: bool = False
+    decoders: tuple[type[nn.Module], ...] = ()
     trimmed_classes: dict[type[nn.Module], type[nn.Module]] = field(default_factory=dict)
     checked_versions: tuple[str, ...] = CHECKED_VERSIONS
 

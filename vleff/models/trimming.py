@@ -7,7 +7,7 @@ each attention block of the layer, an `AttentionControl`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from vleff.nn.ragged import RaggedBatch
 
-_STREAM = "_vleff_stream"
+_STREAM, _MEMORY = "_vleff_stream", "_vleff_memory"
 
 
 class BlockSpec(NamedTuple):
@@ -130,6 +130,22 @@ class Stream:
         """The same tokens with other gates [total]."""
         return replace(self, gates=gates)
 
+    def every_other_sample(self, first: int) -> "Stream":
+        """The samples first, first + 2, ... of a stream with one modality."""
+        tokens, lengths = self.tokens, self.parts.diff()
+        rows = torch.arange(lengths.shape[0], device=lengths.device)
+        rows = rows.repeat_interleave(lengths, output_size=tokens.values.shape[0]) % 2 == first
+        chosen = rows.nonzero().squeeze(1)
+        parts = pad(lengths[first::2].cumsum(0, dtype=torch.int32), (1, 0))
+        slots = tokens.positions + tokens.max_length * (tokens.samples // 2)
+        return Stream(
+            RaggedBatch(tokens.values.index_select(0, chosen), parts, tokens.max_length, slots.index_select(0, chosen)),
+            parts,
+            self.initial[first::2],
+            None,
+            None if self.gates is None else self.gates.index_select(0, chosen),
+        )
+
     def compact(self, keep: Tensor) -> "Stream":
         """Only the tokens that `keep`, bool [total], says."""
         if not torch.compiler.is_compiling() and bool(keep.all()):
@@ -149,13 +165,18 @@ class Stream:
             carried=tuple(rows.index_select(0, survivors) for rows in self.carried),
         )
 
-    def gated(self) -> "Stream":
-        """Tokens that are dropped but still there as zeros."""
-        return self if self.gates is None else self.replace(self.values * self.gates[:, None].to(self.values.dtype))
+    def weighted(self, weights: Tensor) -> "Stream":
+        """All values times weights [total]."""
+        column = weights[:, None].to(self.values.dtype)
+        return replace(self.replace(self.values * column), carried=tuple(rows * column for rows in self.carried))
+
+    def with_carried(self, values: Tensor, *carried: Tensor) -> "Stream":
+        """Other values for the same tokens, and more values of them."""
+        return replace(self.replace(values), carried=carried)
 
     def unpack(self) -> Tensor:
         """[batch, length, width], zeros at padding and where tokens were dropped."""
-        return self.gated().tokens.unpack()
+        return (self if self.gates is None else self.weighted(self.gates)).tokens.unpack()
 
 
 @dataclass(frozen=True)
@@ -195,8 +216,17 @@ class Trimming(nn.Module):
         """Whether the next call drops anything; if not, the module runs as without a trimming."""
         raise NotImplementedError
 
-    def begin(self, *streams: Stream) -> TrimmingRun:
-        """Begins a run on the streams, in the order of `Trimmable.streams`."""
+    @property
+    def has_streams(self) -> bool:
+        """Whether it drops something here, or only tells a decoder that its memory was trimmed."""
+        raise NotImplementedError
+
+    def key_bias(self, gates: Tensor) -> Tensor:
+        """float32 [total], what hides the keys that gates [total] drop, with gradients."""
+        raise NotImplementedError
+
+    def begin(self, *streams: Stream | None) -> TrimmingRun:
+        """Begins a run on the streams, in the order of `Trimmable.streams`; a memory that a call lacks is None."""
         raise NotImplementedError
 
     def explain(self) -> str:
@@ -206,6 +236,9 @@ class Trimming(nn.Module):
 
 class Trimmable:
     """A module whose loop over its layers runs a trimming."""
+
+    # whether its streams are those of modules inside it, which are then not trimmed for themselves
+    holds_streams_inside: ClassVar[bool] = False
 
     def streams(self) -> tuple[StreamSpec, ...]:
         """Its streams; those without layers come last. Empty if it cannot be trimmed."""
@@ -262,10 +295,61 @@ def stream_of(padded: Tensor) -> Stream | None:
     return stream if stream is not None and padded._version == version else None
 
 
-def trimmable_modules(model: nn.Module) -> list[tuple[str, Any]]:
-    """The path in `model` and the module of everything that can be trimmed."""
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, Trimmable)]
-    return [(path, module) for path, module in found if module.streams()]
+def visible_rows(padded: Tensor) -> Tensor:
+    """bool [batch, length], the rows of a padded batch [batch, length, width] that are not zeros: a trimmed module
+    leaves zeros where it dropped tokens."""
+    return (padded != 0).any(-1)
+
+
+def memory_stream(padded: Tensor, mask: Tensor | None) -> Stream:
+    """A memory as an encoder gets it from one that may have been trimmed, without what was dropped there.
+
+    Args:
+        padded: [batch, length, width].
+        mask: bool [batch, length], False at padding; None without any.
+    """
+    stream = stream_of(padded)
+    if stream is None:
+        visible = visible_rows(padded)
+        return Stream.pack(padded, visible if mask is None else visible & mask)
+    return stream if mask is None else stream.compact(stream.tokens.gather(mask))
+
+
+def memory_for_decoder(padded: Tensor, mask: Tensor | None, trimming: Trimming) -> tuple[Tensor, Tensor]:
+    """A memory that may have been trimmed, and a mask for it, for a decoder that is not packed.
+
+    Args:
+        padded: [batch, length, width].
+        mask: bool [batch, length], False at padding; None without any.
+
+    Returns:
+        the memory, only as long as the sample with most tokens left, and a bool mask for it; in training, where some
+        tokens are dropped but still there, the whole memory and a mask to add, [batch, 1, 1, length].
+    """
+    stream = stream_of(padded)
+    if stream is not None and mask is not None:
+        stream = stream.compact(stream.tokens.gather(mask))
+    if stream is not None and stream.gates is not None:
+        there = stream.tokens.replace(torch.ones_like(stream.gates, dtype=torch.bool)).unpack()
+        bias = stream.tokens.replace(trimming.key_bias(stream.gates)).unpack()
+        bias = bias.masked_fill(~there, torch.finfo(bias.dtype).min)
+        return stream.tokens.unpack(), bias[:, None, None, :].to(padded.dtype)
+    known = getattr(padded, _MEMORY, None)
+    if known is not None and known[0] == padded._version and _same(known[1], mask):
+        return known[2]
+    visible = visible_rows(padded)
+    visible = visible if mask is None else visible & mask
+    length = int(visible.sum(1).max())
+    order = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :length]
+    index = order[:, :, None].expand(-1, -1, padded.shape[2])
+    shorter = padded.gather(1, index), visible.gather(1, order)
+    if not padded.is_inference():  # a decoder asks again for each token that it makes
+        setattr(padded, _MEMORY, (padded._version, mask, shorter))
+    return shorter
+
+
+def _same(mask: Tensor | None, other: Tensor | None) -> bool:
+    return mask is other or (mask is not None and other is not None and torch.equal(mask, other))
 
 
 def layer_spec(blocks: Sequence[BlockSpec], feed_forward: Any) -> LayerSpec:
@@ -277,5 +361,5 @@ def layer_spec(blocks: Sequence[BlockSpec], feed_forward: Any) -> LayerSpec:
 
 def block_spec(name: str, attention: Any, memory: str, memory_width: int) -> BlockSpec:
     """The spec of a block with an `AttentionParts`."""
-    width = attention.output.in_features
+    width = attention.output.in_features if attention.query is None else attention.query.out_features
     return BlockSpec(name, width // attention.head_dim, attention.head_dim, memory, memory_width)

@@ -168,6 +168,11 @@ class RaggedBatch:
         """int64 [rows], each token's position in its sample of the padded batch."""
         return self._slots() % max(self.max_length, 1)
 
+    @property
+    def samples(self) -> Tensor:
+        """int64 [rows], the sample that each token belongs to."""
+        return self._slots() // max(self.max_length, 1)
+
     def _padded_rows(self) -> int:
         return self.batch_size * self.max_length
 

@@ -5,9 +5,14 @@ from typing import TypeVar
 from torch import nn
 
 from vleff.acceleration import accelerate
-from vleff.models.conversion import install_trimmed_classes, is_converted, uninstall_trimmed_classes
+from vleff.models.conversion import (
+    install_trimmed_classes,
+    is_converted,
+    trimmable_modules,
+    uninstall_trimmed_classes,
+)
 from vleff.models.registry import base_models
-from vleff.models.trimming import install, trimmable_modules, uninstall
+from vleff.models.trimming import install, uninstall
 from vleff.smarttrim.config import SmartTrimConfig
 from vleff.smarttrim.execution import Execution
 from vleff.smarttrim.span_heads import unwatch_span_heads, watch_span_heads
@@ -40,7 +45,7 @@ def attach(model: Model, config: SmartTrimConfig | None = None) -> Model:
     if any(isinstance(module, Trimmers) for module in model.modules()):
         raise ValueError("model: expected one without trimmers, got one that has them; detach them first")
     accelerate(model)
-    modules = trimmable_modules(model)
+    modules, decoders = trimmable_modules(model)
     if not modules:
         raise TypeError(f"model: expected one of a family that can be trimmed, got {type(model).__name__}")
     longest = max(len(spec.layers) for _, module in modules for spec in module.streams())
@@ -51,6 +56,8 @@ def attach(model: Model, config: SmartTrimConfig | None = None) -> Model:
     for path, module in modules:
         trimmers = Trimmers(path, module.streams(), execution).to(parameter.device, parameter.dtype)
         install(module, trimmers.train(module.training))
+    for path, module in decoders:
+        install(module, Trimmers(path, (), execution).train(module.training))
     watch_span_heads(model, execution)
     for _, base, adapter in base_models(model):
         if is_converted(base):

@@ -1,6 +1,7 @@
 """Trimmers: all trimmers of one module, and their runs."""
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,12 +65,20 @@ class Trimmers(Trimming):
         return self.execution.mode != "full"
 
     @property
+    def has_streams(self) -> bool:
+        return bool(self.specs)
+
+    def key_bias(self, gates: Tensor) -> Tensor:
+        return key_bias(gates)
+
+    @property
     def mode(self) -> str:
         """How the next run computes, "masked" or "gathered"."""
         return self.execution.mode or (self.execution.config.training if self.training else "gathered")
 
-    def begin(self, *streams: Stream) -> "Run":
-        return Run(self, streams)
+    def begin(self, *streams: Stream | None) -> "Run":
+        there = {spec.name: stream for spec, stream in zip(self.specs, streams, strict=True) if stream is not None}
+        return Run(self, tuple(_without_absent(spec, there) for spec in self.specs if spec.name in there), there)
 
     def explain(self) -> str:
         from vleff.smarttrim.report import explain
@@ -88,13 +97,12 @@ class Trimmers(Trimming):
         name = f"{stream}_{layer}_{block}"
         return trimmers[name] if name in trimmers else None  # noqa: SIM401
 
-    def multiply_adds(self, stream: str, layer: int, tokens: Tensor) -> Tensor:
+    def multiply_adds(self, spec: StreamSpec, layer: int, tokens: Tensor) -> Tensor:
         """float32 [batch], of the trimmers before a layer for so many tokens of each sample."""
-        spec = next(spec for spec in self.specs if spec.name == stream)
-        trimmer = self.token_trimmer(stream, layer)
+        trimmer = self.token_trimmer(spec.name, layer)
         total = tokens * (0 if trimmer is None else trimmer.multiply_adds)
         for block in spec.layers[layer].blocks:
-            heads = self.head_trimmer(stream, layer, block.name)
+            heads = self.head_trimmer(spec.name, layer, block.name)
             total = total + (0 if heads is None else heads.multiply_adds)
         return total
 
@@ -102,21 +110,21 @@ class Trimmers(Trimming):
 class Run(TrimmingRun):
     """One pass through the layers of a module."""
 
-    def __init__(self, trimmers: Trimmers, streams: tuple[Stream, ...]) -> None:
+    def __init__(self, trimmers: Trimmers, specs: tuple[StreamSpec, ...], streams: dict[str, Stream]) -> None:
         execution = trimmers.execution
+        self.specs = specs
         self.trimmers, self.config = trimmers, execution.config
         self.masked = trimmers.mode == "masked"
         self.samples = trimmers.training  # decisions are drawn
         self.differentiable = self.masked or (trimmers.training and torch.is_grad_enabled())
-        by_name = dict(zip((spec.name for spec in trimmers.specs), streams, strict=True))
         self.record = RunRecord(
             trimmers.module,
-            trimmers.specs,
-            streams[0].tokens.batch_size,
-            {name: stream.initial for name, stream in by_name.items()},
+            specs,
+            streams[specs[0].name].tokens.batch_size,
+            {name: stream.initial for name, stream in streams.items()},
             {
-                spec.name: layer_record(by_name[spec.name], spec.name, -1).kept_tokens()
-                for spec in trimmers.specs
+                spec.name: layer_record(streams[spec.name], spec.name, -1).kept_tokens()
+                for spec in specs
                 if not spec.layers
             },
         )
@@ -124,7 +132,7 @@ class Run(TrimmingRun):
         self._memory_views: dict[str, View] = {}
 
     def before_layer(self, number: int, *streams: Stream) -> list[tuple[Stream, Controls]]:
-        specs, config = self.trimmers.specs, self.config
+        specs, config = self.specs, self.config
         views: dict[str, View] = {}
         if config.trims_before(number) and config.random_shares is None and (config.tokens or config.heads):
             views = {spec.name: self._view(spec, stream) for spec, stream in zip(specs, streams, strict=True)}
@@ -189,8 +197,7 @@ class Run(TrimmingRun):
         if self.masked:
             stream = stream.with_gates(carried)
         elif gates is not None:
-            values = stream.values * gates[:, None].to(stream.values.dtype)
-            stream = stream.with_gates(carried).replace(values).compact(keep)
+            stream = stream.weighted(gates).with_gates(carried).compact(keep)
         else:
             stream = stream.compact(keep)
         record = layer_record(stream, spec.name, number)
@@ -253,6 +260,14 @@ class Run(TrimmingRun):
         if name not in shares or what not in shares[name]:
             raise ValueError(f"argument 'random_shares': expected {name!r} with {what!r}, got {sorted(shares)}")
         return float(shares[name][what][number])
+
+
+def _without_absent(spec: StreamSpec, there: dict[str, Stream]) -> StreamSpec:
+    """A stream as it is in a call that lacks some memories."""
+    layers = tuple(
+        layer._replace(blocks=tuple(block for block in layer.blocks if block.memory in there)) for layer in spec.layers
+    )
+    return replace(spec, layers=layers, others=tuple(name for name in spec.others if name in there))
 
 
 def _next(decisions: deque[RunRecord] | None, module: str) -> RunRecord | None:

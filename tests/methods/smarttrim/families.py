@@ -9,6 +9,13 @@ from torch import nn
 from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    BlipModel,
+    BridgeTowerForContrastiveLearning,
+    BridgeTowerForImageAndTextRetrieval,
+    BridgeTowerModel,
     CLIPModel,
     CLIPTextModelWithProjection,
     CLIPVisionModel,
@@ -20,6 +27,7 @@ from transformers import (
 
 import vleff
 from vleff import smarttrim
+from vleff.models.blip_nlvr2 import BlipForNLVR2
 from vleff.models.meter import MeterModel
 from vleff.models.meter_heads import MeterForNLVR2, MeterForQuestionAnswering
 
@@ -36,6 +44,14 @@ MODELS: list[type] = [
     MeterModel,
     MeterForQuestionAnswering,
     MeterForNLVR2,
+    BlipForQuestionAnswering,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipModel,
+    BlipForNLVR2,
+    BridgeTowerModel,
+    BridgeTowerForImageAndTextRetrieval,
+    BridgeTowerForContrastiveLearning,
 ]
 
 
@@ -54,7 +70,7 @@ class Trimmed:
             return tensors((self.model if model is None else model)(**(self.case.inputs | inputs)))
 
 
-def stir(model: nn.Module, seed: int = 0, bias: float = 0.0, strength: float = 8.0) -> nn.Module:
+def stir(model: nn.Module, seed: int = 0, bias: float = -0.5, strength: float = 8.0) -> nn.Module:
     """Makes new trimmers drop by what they see instead of keeping everything."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -26,7 +26,7 @@ def record(family: Trimmed, mode: str | None = None):
 def test_trimmers_drop_a_part_of_tokens_and_heads(family):
     kept = smarttrim.kept_by(family.model, record(family)[1])
     shares = [one.token_share for one in kept.layers]
-    assert 0.1 < min(shares) < 0.9
+    assert min(shares) < 0.9 and kept.flop_ratio < 0.9
     heads = {
         sum(counts) / len(counts) / one.all_heads[block] for one in kept.layers for block, counts in one.heads.items()
     }
