@@ -34,6 +34,7 @@ from vleff.models.layer import (
     additive_mask,
     attend,
     normalize,
+    project_output,
     run_feed_forward,
     runs_packed,
     trimmed_context,
@@ -69,14 +70,14 @@ class TwinOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def join(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """[.., d] of each image -> [.., d], before dropout, residual and norm."""
-        first, second = self.dense0(first), self.dense1(second)
+        """[.., d] of each image, projected -> [.., d], before dropout, residual and norm."""
         return (
             self.merge_layer(torch.cat([first, second], -1)) if hasattr(self, "merge_layer") else (first + second) / 2
         )
 
     def forward(self, first: torch.Tensor, second: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.join(first, second)) + residual)
+        joined = self.join(self.dense0(first), self.dense1(second))
+        return self.LayerNorm(self.dropout(joined) + residual)
 
 
 class TwinCrossAttention(nn.Module):
@@ -139,10 +140,15 @@ class PackedBlipNLVR2Layer(PackedLayer, BlipNLVR2Layer):
         cross, parts = self.crossattention, self.parts()
         merged = cross.output.merge_layer.weight.numel() if hasattr(cross.output, "merge_layer") else 0
         blocks = [block_spec("own", parts.attention, "text", text_width)]
-        for name, attention in (("first", cross.self0), ("second", cross.self1)):
-            blocks.append(block_spec(name, _projections(attention), name, image_width))
+        for name, block in zip(("first", "second"), self._cross_parts(), strict=True):
+            blocks.append(block_spec(name, block, name, image_width))
         spec = layer_spec(blocks, parts.feed_forward)
         return spec._replace(feed_forward=spec.feed_forward + merged)
+
+    def _cross_parts(self) -> tuple[AttentionParts, AttentionParts]:
+        """The attention to each image, without dropout and norm of its output."""
+        cross = self.crossattention
+        return _projections(cross.self0, cross.output.dense0), _projections(cross.self1, cross.output.dense1)
 
     def _forward_packed(
         self,
@@ -153,26 +159,20 @@ class PackedBlipNLVR2Layer(PackedLayer, BlipNLVR2Layer):
     ) -> torch.Tensor:
         parts, training, cross = self.parts(), self.training, self.crossattention
         own = parts.attention
-        attended = own.output(attend(own, values, values, context.batch, context, training))
-        values = normalize(own.norm, dropout(attended, own.output_dropout, training), values)
-        first, second = (
-            attend(
-                _projections(attention),
-                values,
-                image.values,
-                image,
-                PackedContext(context.batch, own=controls.get(name)),
-                training,
-            )
-            for name, attention, image in zip(("first", "second"), (cross.self0, cross.self1), images, strict=True)
-        )
-        joined = dropout(cross.output.join(first, second), cross.output.dropout.p, training)
+        attended = attend(own, values, values, context.batch, context, training)
+        values = normalize(own.norm, project_output(own, attended, context, training), values)
+        projected = []
+        for name, block, image in zip(("first", "second"), self._cross_parts(), images, strict=True):
+            to_image = PackedContext(context.batch, own=controls.get(name))
+            attended = attend(block, values, image.values, image, to_image, training)
+            projected.append(project_output(block, attended, to_image, training))
+        joined = dropout(cross.output.join(*projected), cross.output.dropout.p, training)
         values = normalize(cross.output.LayerNorm, joined, values)
         output = run_feed_forward(parts.feed_forward, values, training)
         return normalize(parts.feed_forward.norm, output, values)
 
 
-def _projections(attention: Any) -> AttentionParts:
+def _projections(attention: Any, output: nn.Module) -> AttentionParts:
     return AttentionParts(
         query=attention.query,
         key=attention.key,
@@ -180,7 +180,7 @@ def _projections(attention: Any) -> AttentionParts:
         head_dim=attention.attention_head_size,
         scale=attention.attention_head_size**-0.5,
         dropout=attention.dropout.p,
-        output=nn.Identity(),
+        output=output,
         norm=nn.Identity(),
     )
 

@@ -18,6 +18,7 @@ from transformers.utils import can_return_tuple
 
 from vleff.models.bert import BertLikeEncoder, BertLikeLayer, bert_like_attention, bert_like_feed_forward
 from vleff.models.encoder import PackedModel, co_attending_stream, pack_weights, self_attending_stream
+from vleff.models.head_projections import StackedProjection
 from vleff.models.layer import (
     AttentionParts,
     FeedForwardParts,
@@ -41,7 +42,6 @@ from vleff.models.trimming import (
     refuse_watchers,
 )
 from vleff.nn.ragged import RaggedBatch
-from vleff.ops.fused_linear import fused_linear
 
 
 class PackedBridgeTowerTextLayer(BertLikeLayer, BridgeTowerTextLayer):
@@ -57,13 +57,9 @@ class PackedBridgeTowerVisionLayer(PreNormLayer, BridgeTowerResidualAttention):
 
     def parts(self) -> LayerParts:
         attention, feed_forward = self.attn, self.mlp
-
-        def qkv(values: torch.Tensor) -> torch.Tensor:
-            return fused_linear(values, attention.in_proj_weight, attention.in_proj_bias)
-
         return LayerParts(
             AttentionParts(
-                qkv=qkv,
+                qkv=StackedProjection(attention, "in_proj_weight", "in_proj_bias"),
                 head_dim=attention.head_dim,
                 scale=attention.head_dim**-0.5,
                 dropout=attention.dropout,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from vleff.models.head_projections import head_masked, project_kept_heads
 from vleff.models.trimming import AttentionControl, Controls, Stream
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_feed_forward import masked_feed_forward
@@ -168,8 +169,8 @@ class PostNormLayer(PackedLayer):
         memory: RaggedBatch,
         context: PackedContext,
     ) -> torch.Tensor:
-        attended = parts.output(attend(parts, values, memory_values, memory, context, self.training))
-        return normalize(parts.norm, dropout(attended, parts.output_dropout, self.training), values)
+        attended = attend(parts, values, memory_values, memory, context, self.training)
+        return normalize(parts.norm, project_output(parts, attended, context, self.training), values)
 
 
 class PreNormLayer(PackedLayer):
@@ -180,7 +181,7 @@ class PreNormLayer(PackedLayer):
         attention, norm = parts.attention, parts.feed_forward.norm
         normalized = normalize(attention.norm, values)
         attended = attend(attention, normalized, normalized, context.batch, context, training)
-        values = project_and_add(attention.output, attended, attention.output_dropout, training, values)
+        values = project_output(attention, attended, context, training, values)
         return run_feed_forward(parts.feed_forward, normalize(norm, values), training, values)
 
 
@@ -256,18 +257,15 @@ def attend(
     Returns:
         [total_tokens, heads * head_dim]
     """
-    by_head = (-1, parts.head_dim)
-    if parts.qkv is not None:
-        query, key, value = parts.qkv(values).unflatten(-1, (3, *by_head)).unbind(-3)
-    else:
-        assert parts.query is not None and parts.key is not None and parts.value is not None
-        query = parts.query(values).unflatten(-1, by_head)
-        key = parts.key(memory_values).unflatten(-1, by_head)
-        value = parts.value(memory_values).unflatten(-1, by_head)
+    control = context.own or AttentionControl()
+    kept = None
+    if control.head_mask is not None:
+        offsets = context.batch.offsets, memory.offsets
+        kept = project_kept_heads(parts, values, offsets[0], memory_values, offsets[1], control.head_mask)
+    query, key, value = _project_all_heads(parts, values, memory_values) if kept is None else kept
     batch, dropout_p = context.batch, parts.dropout if training else 0.0
     if context.padded_bias is not None:
         return _attend_padded(query, key, value, batch, context.padded_bias, parts.scale, dropout_p)
-    control = context.own or AttentionControl()
     attended, _, _ = token_gather_attention(
         query,
         key,
@@ -286,6 +284,41 @@ def attend(
         gates = control.head_gates.to(attended.dtype)
         attended = attended * gates.repeat_interleave(batch.lengths, 0, output_size=attended.shape[0])[:, :, None]
     return attended.flatten(1)
+
+
+def _project_all_heads(
+    parts: AttentionParts, values: torch.Tensor, memory_values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value, [tokens, heads, head_dim]"""
+    by_head = (-1, parts.head_dim)
+    if parts.qkv is not None:
+        return parts.qkv(values).unflatten(-1, (3, *by_head)).unbind(-3)
+    assert parts.query is not None and parts.key is not None and parts.value is not None
+    return (
+        parts.query(values).unflatten(-1, by_head),
+        parts.key(memory_values).unflatten(-1, by_head),
+        parts.value(memory_values).unflatten(-1, by_head),
+    )
+
+
+def project_output(
+    parts: AttentionParts,
+    attended: torch.Tensor,
+    context: PackedContext,
+    training: bool,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """dropout(output(attended)), plus a residual if there is one; of kept heads only."""
+    mask = None if context.own is None else context.own.head_mask
+    layer = None if mask is None else head_masked(parts.output, mask.shape[1], "reduce")
+    if layer is None:
+        if residual is not None:
+            return project_and_add(parts.output, attended, parts.output_dropout, training, residual)
+        return dropout(parts.output(attended), parts.output_dropout, training)
+    if residual is not None and training and parts.output_dropout:
+        return residual + dropout(layer(attended, context.batch.offsets, mask), parts.output_dropout, training)
+    out = layer(attended, context.batch.offsets, mask, residual=residual)
+    return out if residual is not None else dropout(out, parts.output_dropout, training)
 
 
 def _attend_padded(

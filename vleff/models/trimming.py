@@ -148,17 +148,21 @@ class Stream:
 
     def compact(self, keep: Tensor) -> "Stream":
         """Only the tokens that `keep`, bool [total], says."""
-        if not torch.compiler.is_compiling() and bool(keep.all()):
-            return self
         parts = pad(keep.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, self.parts)
-        survivors = keep.nonzero().squeeze(1)
+        return self.select(keep.nonzero().squeeze(1), parts)
+
+    def select(self, survivors: Tensor, parts: Tensor) -> "Stream":
+        """Only the tokens with these row numbers, ascending, of which parts [parts + 1] say where each part begins."""
+        if not torch.compiler.is_compiling() and survivors.shape[0] == self.values.shape[0]:
+            return self
 
         def select(rows: Tensor | None) -> Tensor | None:
             return None if rows is None else rows.index_select(0, survivors)
 
+        modalities = self.modalities
         return replace(
             self,
-            tokens=self.tokens.compact(keep),
+            tokens=self.tokens.select(survivors, parts if modalities == 1 else parts[::modalities].contiguous()),
             parts=parts,
             pinned=select(self.pinned),
             gates=select(self.gates),
@@ -361,5 +365,5 @@ def layer_spec(blocks: Sequence[BlockSpec], feed_forward: Any) -> LayerSpec:
 
 def block_spec(name: str, attention: Any, memory: str, memory_width: int) -> BlockSpec:
     """The spec of a block with an `AttentionParts`."""
-    width = attention.output.in_features if attention.query is None else attention.query.out_features
+    width = attention.output.in_features
     return BlockSpec(name, width // attention.head_dim, attention.head_dim, memory, memory_width)

@@ -11,6 +11,7 @@ from vleff.models.conversion import (
     trimmable_modules,
     uninstall_trimmed_classes,
 )
+from vleff.models.head_projections import forget_head_masked
 from vleff.models.registry import base_models
 from vleff.models.trimming import install, uninstall
 from vleff.smarttrim.config import SmartTrimConfig
@@ -75,6 +76,7 @@ def detach(model: Model) -> Model:
         if isinstance(getattr(module, "trimming", None), Trimmers):
             uninstall(module)
     unwatch_span_heads(model)
+    forget_head_masked(model)
     for _, base, adapter in base_models(model):
         uninstall_trimmed_classes(base, adapter)
     return model

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from vleff.models.trimming import Stream
+from vleff.ops.trim_heads import highest
+from vleff.ops.trim_tokens import first_of_parts, part_rows
 from vleff.smarttrim.config import SmartTrimConfig
 from vleff.smarttrim.masks import with_logistic_noise
 
@@ -24,7 +26,7 @@ def choose_tokens(logits: Tensor, config: SmartTrimConfig, samples: bool) -> tup
 def choose_heads(logits: Tensor, config: SmartTrimConfig, samples: bool) -> tuple[Tensor, Tensor]:
     """As of `choose_tokens` for logits [batch, heads]; the likeliest head of each sample is kept in any case."""
     keep, chances = choose_tokens(logits, config, samples)
-    return keep | _one_hot(chances.argmax(1), chances.shape[1]), chances
+    return keep | highest(chances), chances
 
 
 def random_tokens(stream: Stream, share: float, samples: bool) -> Tensor:
@@ -34,13 +36,10 @@ def random_tokens(stream: Stream, share: float, samples: bool) -> Tensor:
         samples: whether they are drawn from torch's generator, or by a hash of the tokens' values: then a sample's
             choice does not depend on its batch mates.
     """
-    parts = stream.parts.long()
-    counts, total = parts.diff(), stream.values.shape[0]
-    rows = torch.arange(counts.shape[0]).repeat_interleave(counts, output_size=total)
+    parts, total = stream.parts.long(), stream.values.shape[0]
+    rows = part_rows(stream.parts, total)
     draws = torch.rand(total, dtype=torch.float64) if samples else _hashed(stream.values)
-    order_class = torch.ones(total, dtype=torch.float64)
-    starts = torch.where(counts > 0, parts[:-1], total)
-    order_class = torch.cat([order_class, order_class.new_zeros(1)]).index_fill_(0, starts, 0)[:-1]
+    order_class = (~first_of_parts(stream.parts, total)).double()
     if stream.pinned is not None:
         order_class = order_class.masked_fill(stream.pinned, 0)
     if stream.gates is not None:
@@ -81,7 +80,3 @@ def _mix(integers: Tensor) -> Tensor:
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         integers = (integers ^ ((integers >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return ((integers >> 11) & ((1 << 53) - 1)).double() / 2**53
-
-
-def _one_hot(index: Tensor, length: int) -> Tensor:
-    return index[:, None] == torch.arange(length, device=index.device)

@@ -37,7 +37,7 @@ def kept_multiply_adds(run: RunRecord, trimmers: Trimmers) -> Tensor:
             total = total + block_multiply_adds(block, spec.width, queries, keys, heads)
         before = run.of(record.stream, record.layer - 1)
         scored = run.initial_tokens(record.stream) if before is None else before.kept_tokens().detach()
-        total = total + trimmers.multiply_adds(spec, record.layer, scored)
+        total = total + trimmers.trimmers.multiply_adds(spec, record.layer, scored)
     return total
 
 

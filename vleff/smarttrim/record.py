@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vleff.models.trimming import Stream, StreamSpec
 from vleff.nn.ragged import RaggedBatch
-from vleff.smarttrim.trimmers import sum_parts
+from vleff.ops.trim_tokens import sum_parts
 
 
 @dataclass(eq=False)

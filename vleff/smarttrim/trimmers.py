@@ -1,15 +1,13 @@
 """The trimmers: small networks that score tokens and heads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vleff.models.trimming import Stream
-from vleff.ops.fused_linear import fused_linear
-
-_EPSILON = 1e-5
+from vleff.ops.trim_heads import head_logits, trim_heads
+from vleff.ops.trim_tokens import first_states, normalized_states, part_rows, sum_parts, token_logits, trim_tokens
 
 
 class View(NamedTuple):
@@ -30,23 +28,20 @@ class View(NamedTuple):
 
 def look_at(stream: Stream) -> View:
     """What trimmers see of a stream."""
-    values, parts = stream.values, stream.parts.long()
-    states = functional.layer_norm(values.float(), values.shape[-1:], eps=_EPSILON)
-    total, starts, counts = values.shape[0], parts[:-1], parts.diff()
-    rows = torch.arange(counts.shape[0], device=counts.device).repeat_interleave(counts, output_size=total)
+    states, parts = normalized_states(stream.values), stream.parts
     gates = None if stream.gates is None else stream.gates.float()
-    kept = counts.float() if gates is None else sum_parts(gates[:, None], parts).squeeze(1)
-    pooled = sum_parts(states, parts, gates) / kept.clamp(min=1)[:, None]
-    empty = counts == 0
-    padded = functional.pad(states, (0, 0, 0, 1))  # a row of zeros, which empty parts at the end begin with
-    first = padded.index_select(0, starts).masked_fill(empty[:, None], 0)
-    return View(states, rows, pooled, first)
+    kept = parts.diff()[:, None] if gates is None else sum_parts(gates[:, None], parts)
+    pooled = sum_parts(states, parts, gates) / kept.clamp(min=1)
+    return View(states, part_rows(parts, states.shape[0]), pooled, first_states(states, parts))
 
 
-def sum_parts(values: Tensor, parts: Tensor, weights: Tensor | None = None) -> Tensor:
-    """values [total, width], weights [total] -> [parts, width], the weighted sums over the rows of each part."""
-    rows = torch.arange(values.shape[0], device=values.device)
-    return functional.embedding_bag(rows, values, parts[:-1].long(), mode="sum", per_sample_weights=weights)
+def first_of_stream(stream: Stream) -> Tensor:
+    """As `View.first`, without looking at more."""
+    starts = stream.parts[:-1].clamp(max=max(stream.values.shape[0] - 1, 0))
+    if stream.values.shape[0] == 0:
+        return stream.values.new_zeros(starts.shape[0], stream.values.shape[1], dtype=torch.float32)
+    first = normalized_states(stream.values.index_select(0, starts))
+    return first.masked_fill((stream.parts.diff() == 0)[:, None], 0)
 
 
 class TokenTrimmer(nn.Module):
@@ -56,7 +51,8 @@ class TokenTrimmer(nn.Module):
 
         logit = MLP(concat(W_local x, W_global g)) + temperature * cosine(W_local x, W_c c)
 
-    the second term only where there is another modality. MLP is W_2 GELU(W_1 . + b_1) + b_2.
+    the second term only where there is another modality. MLP is W_2 GELU(W_1 . + b_1) + b_2. States are normalized
+    first: `vleff.ops.trim_tokens`.
 
     Args:
         width: of the tokens.
@@ -73,17 +69,16 @@ class TokenTrimmer(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(rank))
         self.score_weight = _matrix(1, rank)
         self.score_bias = nn.Parameter(torch.tensor([initial_logit]))
-        if other_width is not None:
-            self.other_weight = _matrix(rank, other_width)
-            self.temperature = nn.Parameter(torch.ones(1))
+        self.other_weight = None if other_width is None else _matrix(rank, other_width)
+        self.temperature = None if other_width is None else nn.Parameter(torch.ones(1))
 
     @property
     def multiply_adds(self) -> int:
         """Of each token."""
-        return self.local_weight.numel() + self.hidden_weight.numel() // 2 + 2 * self.score_weight.numel()
+        return self.local_weight.numel() + self.hidden_weight.numel() // 2
 
     def forward(self, view: View, other: Tensor | None) -> Tensor:
-        """The tokens' logits of being kept.
+        """The tokens' logits of being kept, differentiable.
 
         Args:
             view: of the stream, with T tokens in P parts.
@@ -92,25 +87,43 @@ class TokenTrimmer(nn.Module):
         Returns:
             float32 [T].
         """
-        rank = self.local_weight.shape[0]
-        local = _linear(view.states, self.local_weight.float())
-        pooled = _linear(view.pooled, self.global_weight.float())
-        of_local, of_pooled = self.hidden_weight.float().split(rank, 1)
-        from_pooled = _linear(pooled, of_pooled.contiguous(), self.hidden_bias.float())
-        hidden = functional.gelu(_linear(local, of_local.contiguous()) + from_pooled.index_select(0, view.rows))
-        logits = (hidden * self.score_weight.float()).sum(-1) + self.score_bias.float()
-        if other is None or not hasattr(self, "other_weight"):
-            return logits
-        direction = functional.normalize(_linear(other, self.other_weight.float()), dim=-1)
-        cosine = (functional.normalize(local, dim=-1) * direction.index_select(0, view.rows)).sum(-1)
-        return logits + self.temperature.float() * cosine
+        weights = self._weights(torch.float32, other is not None)
+        return token_logits(view.states, view.rows, view.pooled, other, **weights)
+
+    def choose(
+        self, stream: Stream, other: Tensor | None, paired: bool, threshold: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For inference: `trim_tokens` of the stream, in one kernel.
+
+        Args:
+            stream: without gates.
+            other: as of `forward`; None where `paired`.
+            paired: whether the parts of each sample are two modalities.
+            threshold: of the logits.
+        """
+        weights = self._weights(stream.values.dtype, paired or other is not None)
+        return trim_tokens(
+            stream.values,
+            stream.parts,
+            **weights,
+            other=other,
+            pinned=stream.pinned,
+            paired=paired,
+            threshold=threshold,
+        )
+
+    def _weights(self, dtype: torch.dtype, with_other: bool) -> dict[str, Any]:
+        """By the names that they have in `trim_tokens`; those of another token only if there is one."""
+        own = ("local_weight", "global_weight", "hidden_weight", "hidden_bias", "score_weight", "score_bias")
+        names = (*own, "other_weight", "temperature") if with_other else own
+        return {name: getattr(self, name).to(dtype) for name in names}
 
 
 class HeadTrimmer(nn.Module):
     """Scores the heads of one attention block for each sample (reconstruction of the modality-adaptive head trimmer).
 
     A two-layer MLP with GELU over the means of the query side's tokens, by modality, and in cross attention of the
-    key side's, too.
+    key side's, too: `vleff.ops.trim_heads`.
 
     Args:
         widths: of the means, together.
@@ -131,16 +144,16 @@ class HeadTrimmer(nn.Module):
         """Of each sample."""
         return self.hidden_weight.numel() + self.score_weight.numel()
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """pooled [batch, widths] -> logits of being kept, float32 [batch, heads]"""
-        hidden = functional.gelu(_linear(pooled, self.hidden_weight.float(), self.hidden_bias.float()))
-        return _linear(hidden, self.score_weight.float(), self.score_bias.float())
+    def forward(self, pooled: list[Tensor]) -> Tensor:
+        """pooled one or two of [batch, width] -> logits of being kept, float32 [batch, heads], differentiable"""
+        weights = (self.hidden_weight, self.hidden_bias, self.score_weight, self.score_bias)
+        return head_logits(torch.cat(pooled, 1), *(weight.float() for weight in weights))
 
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """input @ weight.T + bias, in inference with bits that depend on nothing but the row."""
-    needs_gradients = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    return (functional.linear if needs_gradients else fused_linear)(input, weight, bias)
+    def choose(self, pooled: list[Tensor], threshold: float) -> tuple[Tensor, Tensor]:
+        """For inference: `trim_heads` of the means, in one kernel."""
+        memory = pooled[1] if len(pooled) > 1 else None
+        weights = (self.hidden_weight, self.hidden_bias, self.score_weight, self.score_bias)
+        return trim_heads(pooled[0], memory, *weights, threshold)
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:
