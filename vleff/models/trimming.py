@@ -78,6 +78,8 @@ class Stream:
         gates: [total], 1 for a token that is kept and 0 for one that is dropped but still there, with gradients;
             None if all that are there are kept.
         carried: more values [total, ...] of the same tokens.
+        sizes: float32 [total], as how many tokens each counts in the attention; None if all count as one. The last
+            token of each sample then stands for merged ones, and is no place of the padded batch.
     """
 
     tokens: RaggedBatch
@@ -86,6 +88,7 @@ class Stream:
     pinned: Tensor | None = None
     gates: Tensor | None = None
     carried: tuple[Tensor, ...] = ()
+    sizes: Tensor | None = None
 
     @classmethod
     def pack(
@@ -167,7 +170,18 @@ class Stream:
             pinned=select(self.pinned),
             gates=select(self.gates),
             carried=tuple(rows.index_select(0, survivors) for rows in self.carried),
+            sizes=select(self.sizes),
         )
+
+    def without_merged(self) -> "Stream":
+        """Without the tokens that stand for merged ones."""
+        if self.sizes is None:
+            return self
+        last = (self.tokens.offsets[1:] - 1).long()
+        stream = self.compact(torch.ones_like(self.sizes, dtype=torch.bool).index_fill_(0, last, False))
+        tokens, length = stream.tokens, stream.tokens.max_length - 1
+        slots = tokens.samples * length + tokens.positions
+        return replace(stream, tokens=RaggedBatch(tokens.values, tokens.offsets, length, slots), sizes=None)
 
     def weighted(self, weights: Tensor) -> "Stream":
         """All values times weights [total]."""
@@ -180,7 +194,8 @@ class Stream:
 
     def unpack(self) -> Tensor:
         """[batch, length, width], zeros at padding and where tokens were dropped."""
-        return (self if self.gates is None else self.weighted(self.gates)).tokens.unpack()
+        padded = (self if self.gates is None else self.weighted(self.gates)).tokens.unpack()
+        return padded if self.sizes is None else padded[:, :-1]
 
 
 @dataclass(frozen=True)
@@ -289,7 +304,7 @@ def refuse_watchers(arguments: dict[str, Any], config: Any, reason: str | None =
 
 def remember_stream(padded: Tensor, stream: Stream) -> Tensor:
     """Lets whoever gets exactly this padded tensor go on with the stream that it was unpacked from."""
-    setattr(padded, _STREAM, (stream, padded._version))
+    setattr(padded, _STREAM, (stream.without_merged(), padded._version))
     return padded
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vleff.models.trimming import BlockSpec, Stream, StreamSpec
 from vleff.ops.trim_tokens import first_of_parts
@@ -164,7 +165,8 @@ class Repeated(Decider):
         record = self.run.of(spec.name, layer)
         if record is None:
             raise ValueError(f"argument 'runs': expected layer {layer} of {spec.name!r} among them, got none")
-        keep = stream.tokens.gather(record.kept()) | pinned_tokens(stream)
+        kept = record.kept() if stream.sizes is None else pad(record.kept(), (0, 1), value=True)
+        keep = stream.tokens.gather(kept) | pinned_tokens(stream)
         if self.gradients is None:
             return TokenDecision(keep)
         return self.gradients.tokens(spec, layer, stream)._replace(keep=keep)

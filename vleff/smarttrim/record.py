@@ -20,6 +20,7 @@ class LayerRecord:
         tokens: the tokens that are there, without values: [total, 0].
         parts: int32 [parts + 1], where each part begins in `tokens`.
         gates: [total], of `tokens`, None if all are kept.
+        merges: whether the last token of each sample stands for dropped ones.
         share_gates, share_parts: in training the gates, with gradients, of all tokens that were there before this
             layer, and where each part begins in them; None otherwise.
         logits: float32, of the tokens that were scored; None if none were, or without gradients.
@@ -33,6 +34,7 @@ class LayerRecord:
     tokens: RaggedBatch
     parts: Tensor
     gates: Tensor | None
+    merges: bool = False
     share_gates: Tensor | None = None
     share_parts: Tensor | None = None
     logits: Tensor | None = None
@@ -68,7 +70,8 @@ class LayerRecord:
     def kept(self) -> Tensor:
         """bool [batch, length], the tokens that the layer works on at their places in the padded batch."""
         gates = self.tokens.values.new_ones(self.tokens.values.shape[0]) if self.gates is None else self.gates
-        return self.tokens.replace(gates.detach()).unpack() > 0.5
+        kept = self.tokens.replace(gates.detach()).unpack() > 0.5
+        return kept[:, :-1] if self.merges else kept
 
 
 @dataclass(eq=False)
@@ -113,7 +116,7 @@ class RunRecord:
 def layer_record(stream: Stream, name: str, layer: int) -> LayerRecord:
     """The record of a layer that gets this stream."""
     tokens = stream.tokens.replace(stream.values.detach()[:, :0])
-    return LayerRecord(name, layer, tokens, stream.parts, stream.gates)
+    return LayerRecord(name, layer, tokens, stream.parts, stream.gates, stream.sizes is not None)
 
 
 def token_share(runs: list[RunRecord]) -> Tensor:

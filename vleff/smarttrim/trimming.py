@@ -18,6 +18,7 @@ from vleff.models.trimming import (
 from vleff.smarttrim.deciders import Decider, Learned, LearnedByKernels, Random, Repeated, TokenDecision, pinned_tokens
 from vleff.smarttrim.execution import Execution
 from vleff.smarttrim.masks import key_bias, straight_through
+from vleff.smarttrim.merging import merge, with_merged_token
 from vleff.smarttrim.record import LayerRecord, RunRecord, layer_record
 from vleff.smarttrim.trimmer_set import TrimmerSet
 
@@ -94,7 +95,10 @@ class Run(TrimmingRun):
         return learned if self.differentiable or samples else LearnedByKernels(trimmers.trimmers, self.config)
 
     def before_layer(self, number: int, *streams: Stream) -> list[tuple[Stream, Controls]]:
-        there = {spec.name: stream for spec, stream in zip(self.specs, streams, strict=True)}
+        there = {
+            spec.name: self._merging(stream) if spec.layers else stream
+            for spec, stream in zip(self.specs, streams, strict=True)
+        }
         trims = self.config.trims_before(number)
         if trims:
             self.decider.look(self.specs, there)
@@ -131,9 +135,14 @@ class Run(TrimmingRun):
         if self.differentiable:
             stream, gates = self._gated(before, decision)
         elif decision.survivors is not None and decision.kept_parts is not None:
+            if before.sizes is not None:
+                dropped = torch.ones_like(before.sizes).index_fill(0, decision.survivors.long(), 0)
+                before = merge(before, dropped)
             stream = before.select(decision.survivors, decision.kept_parts)
         else:
             assert decision.keep is not None
+            if before.sizes is not None:
+                before = merge(before, ~decision.keep)
             stream = before.compact(decision.keep)
         record = layer_record(stream, spec.name, number)
         if gates is not None:
@@ -149,6 +158,8 @@ class Run(TrimmingRun):
         gates = keep.float() if chances is None else straight_through(keep, chances)
         gates = gates.masked_fill(pinned_tokens(stream), 1)
         together = gates if stream.gates is None else stream.gates * gates
+        if stream.sizes is not None:
+            stream = merge(stream, (1 if stream.gates is None else stream.gates) - together)
         if self.masked:
             return stream.with_gates(together), together
         return stream.weighted(gates).with_gates(together).compact(keep), together
@@ -168,8 +179,16 @@ class Run(TrimmingRun):
             record.head_logits[block.name] = decision.logits
         return heads
 
+    def _merging(self, stream: Stream) -> Stream:
+        merges = self.config.merge_dropped and self.config.tokens and stream.sizes is None
+        return with_merged_token(stream) if merges else stream
+
     def _bias(self, stream: Stream) -> Tensor | None:
-        return key_bias(stream.gates) if self.masked and stream.gates is not None else None
+        """float32 [total], added to the logits of its tokens as keys."""
+        weights = stream.gates if self.masked else None
+        if stream.sizes is not None:
+            weights = stream.sizes if weights is None else weights * stream.sizes
+        return None if weights is None else key_bias(weights)
 
     def _control(self, heads: Tensor | None, bias: Tensor | None) -> AttentionControl:
         if heads is None:
