@@ -57,6 +57,18 @@ STABLE_TORCH_LIBRARY(vleff, library) {
               traceable);
 
   library.def(
+      "trim_tokens(Tensor values, Tensor parts, Tensor local_weight, Tensor global_weight, "
+      "Tensor hidden_weight, Tensor hidden_bias, Tensor score_weight, Tensor score_bias, Tensor? other=None, "
+      "Tensor? other_weight=None, Tensor? temperature=None, Tensor? pinned=None, bool paired=False, "
+      "float threshold=0.0, float eps=1e-5) -> "
+      "(Tensor survivors, Tensor kept_parts, Tensor pooled, Tensor logits)",
+      traceable);
+  library.def(
+      "trim_heads(Tensor pooled, Tensor? memory_pooled, Tensor hidden_weight, Tensor hidden_bias, "
+      "Tensor score_weight, Tensor score_bias, float threshold=0.0) -> (Tensor kept, Tensor logits)",
+      traceable);
+
+  library.def(
       "masked_linear(Tensor input, Tensor values, Tensor starts, Tensor order, Tensor block_columns, "
       "int rows, int row_chunk, int column_block, Tensor? bias=None, Tensor? residual=None, "
       "str activation='none', Tensor? step_values=None, Tensor? step_block_columns=None, "

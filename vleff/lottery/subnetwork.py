@@ -3,9 +3,8 @@
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, load_model, save_model
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from vleff.lottery.frozen_remainder import FrozenRemainderLinear
+from vleff.models.class_names import class_name, model_class
 from vleff.nn.masked_linear import MaskedLinear
 from vleff.training.checkpoints import replace_file
 
@@ -103,7 +103,7 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     replace_file(folder / WEIGHTS, lambda part: save_model(model, str(part)))
     description = {
         "format": _FORMAT,
-        "class": f"{(kind := getattr(type(model), 'original_class', type(model))).__module__}.{kind.__qualname__}",
+        "class": class_name(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "layers": {name: _kind(layer) for name, layer in layers.items()},
     }
@@ -124,7 +124,7 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
     if description.get("format") != _FORMAT:
         raise ValueError(f"{folder / DESCRIPTION}: expected format {_FORMAT}, got {description.get('format')!r}")
     config, weights = AutoConfig.from_pretrained(folder), load_file(folder / WEIGHTS)
-    model = _class(description["class"])(config).to(getattr(torch, description["dtype"]))
+    model = model_class(description["class"])(config).to(getattr(torch, description["dtype"]))
     for name, kind in description["layers"].items():
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
@@ -142,14 +142,3 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _kind(layer: nn.Module) -> str:
     return next(kind for kind, layer_class in REMAINDERS.items() if isinstance(layer, layer_class))
-
-
-def _class(name: str) -> Any:
-    """A model class of transformers or vleff, and of nothing else: the name comes from a file."""
-    module, _, qualified = name.rpartition(".")
-    if module.partition(".")[0] not in ("transformers", "vleff"):
-        raise ValueError(f"expected a model class of transformers or vleff, got {name!r}")
-    found = getattr(import_module(module), qualified, None)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise ValueError(f"expected a model class, got {name!r}")
-    return found

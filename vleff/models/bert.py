@@ -59,6 +59,7 @@ class BertLikeLayer(PostNormLayer):
 
 class BertLikeEncoder(PackedEncoder):
     output_class = BaseModelOutputWithPastAndCrossAttentions
+    trimmable = True
 
 
 class PackedBertLayer(BertLikeLayer, BertLayer):

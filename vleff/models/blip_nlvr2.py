@@ -34,10 +34,23 @@ from vleff.models.layer import (
     additive_mask,
     attend,
     normalize,
+    project_output,
     run_feed_forward,
     runs_packed,
+    trimmed_context,
 )
 from vleff.models.registry import Adapter, register
+from vleff.models.trimming import (
+    Controls,
+    LayerSpec,
+    Stream,
+    StreamSpec,
+    Trimmable,
+    active_trimming,
+    block_spec,
+    layer_spec,
+    refuse_watchers,
+)
 from vleff.nn.ragged import RaggedBatch
 
 _FIRST_MERGING_LAYER = 6  # of the released model's twelve (reconstruction: the paper says "the upper layers")
@@ -57,14 +70,14 @@ class TwinOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def join(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """[.., d] of each image -> [.., d], before dropout, residual and norm."""
-        first, second = self.dense0(first), self.dense1(second)
+        """[.., d] of each image, projected -> [.., d], before dropout, residual and norm."""
         return (
             self.merge_layer(torch.cat([first, second], -1)) if hasattr(self, "merge_layer") else (first + second) / 2
         )
 
     def forward(self, first: torch.Tensor, second: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.join(first, second)) + residual)
+        joined = self.join(self.dense0(first), self.dense1(second))
+        return self.LayerNorm(self.dropout(joined) + residual)
 
 
 class TwinCrossAttention(nn.Module):
@@ -113,30 +126,53 @@ class PackedBlipNLVR2Layer(PackedLayer, BlipNLVR2Layer):
         twins = (cross, cross.self0, cross.self1, cross.output, cross.output.LayerNorm)
         return (*blocks, *twins, self.output, self.output.LayerNorm)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, images: Any = None) -> Any:
-        """Packed with a PackedContext for the mask and RaggedBatches for the images."""
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, images: Any = None, controls: Any = None
+    ) -> Any:
+        """Packed with a PackedContext for the mask, RaggedBatches for the images and Controls, if any, for what the
+        blocks of `blocks()` leave out."""
         if isinstance(attention_mask, PackedContext):
-            return self._forward_packed(hidden_states, attention_mask, images)
+            return self._forward_packed(hidden_states, attention_mask, images, controls or {})
         return BlipNLVR2Layer.forward(self, hidden_states, attention_mask, images)
 
+    def blocks(self, text_width: int, image_width: int) -> LayerSpec:
+        """Attention to the text ("own") and to each image ("first", "second"), and the multiply-adds of the rest."""
+        cross, parts = self.crossattention, self.parts()
+        merged = cross.output.merge_layer.weight.numel() if hasattr(cross.output, "merge_layer") else 0
+        blocks = [block_spec("own", parts.attention, "text", text_width)]
+        for name, block in zip(("first", "second"), self._cross_parts(), strict=True):
+            blocks.append(block_spec(name, block, name, image_width))
+        spec = layer_spec(blocks, parts.feed_forward)
+        return spec._replace(feed_forward=spec.feed_forward + merged)
+
+    def _cross_parts(self) -> tuple[AttentionParts, AttentionParts]:
+        """The attention to each image, without dropout and norm of its output."""
+        cross = self.crossattention
+        return _projections(cross.self0, cross.output.dense0), _projections(cross.self1, cross.output.dense1)
+
     def _forward_packed(
-        self, values: torch.Tensor, context: PackedContext, images: tuple[RaggedBatch, RaggedBatch]
+        self,
+        values: torch.Tensor,
+        context: PackedContext,
+        images: tuple[RaggedBatch, RaggedBatch],
+        controls: Controls,
     ) -> torch.Tensor:
         parts, training, cross = self.parts(), self.training, self.crossattention
         own = parts.attention
-        attended = own.output(attend(own, values, values, context.batch, context, training))
-        values = normalize(own.norm, dropout(attended, own.output_dropout, training), values)
-        first, second = (
-            attend(_projections(attention), values, image.values, image, context, training)
-            for attention, image in zip((cross.self0, cross.self1), images, strict=True)
-        )
-        joined = dropout(cross.output.join(first, second), cross.output.dropout.p, training)
+        attended = attend(own, values, values, context.batch, context, training)
+        values = normalize(own.norm, project_output(own, attended, context, training), values)
+        projected = []
+        for name, block, image in zip(("first", "second"), self._cross_parts(), images, strict=True):
+            to_image = PackedContext(context.batch, own=controls.get(name))
+            attended = attend(block, values, image.values, image, to_image, training)
+            projected.append(project_output(block, attended, to_image, training))
+        joined = dropout(cross.output.join(*projected), cross.output.dropout.p, training)
         values = normalize(cross.output.LayerNorm, joined, values)
         output = run_feed_forward(parts.feed_forward, values, training)
         return normalize(parts.feed_forward.norm, output, values)
 
 
-def _projections(attention: Any) -> AttentionParts:
+def _projections(attention: Any, output: nn.Module) -> AttentionParts:
     return AttentionParts(
         query=attention.query,
         key=attention.key,
@@ -144,7 +180,7 @@ def _projections(attention: Any) -> AttentionParts:
         head_dim=attention.attention_head_size,
         scale=attention.attention_head_size**-0.5,
         dropout=attention.dropout.p,
-        output=nn.Identity(),
+        output=output,
         norm=nn.Identity(),
     )
 
@@ -157,7 +193,7 @@ class BlipNLVR2Encoder(nn.Module):
         self.layer = nn.ModuleList([BlipNLVR2Layer(config, number) for number in range(config.num_hidden_layers)])
 
 
-class BlipForNLVR2(PreTrainedModel):
+class BlipForNLVR2(Trimmable, PreTrainedModel):
     """BLIP with a text encoder that attends to two images and a classifier on its first token.
 
     Args:
@@ -221,8 +257,13 @@ class BlipForNLVR2(PreTrainedModel):
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             expected, got = list(input_ids.shape), list(attention_mask.shape)
             raise ValueError(f"attention_mask: expected [batch, length] = {expected}, got {got}")
-        images = self.vision_model(pixel_values.flatten(0, 1)).last_hidden_state.unflatten(0, (-1, 2))
         text = self.embeddings(input_ids)
+        if active_trimming(self) is not None:
+            arguments = {"output_hidden_states": output_hidden_states}
+            refuse_watchers(arguments, self.config, None if self._covers(text) else "hooks, a dtype or a device")
+            last: Any = self._encode_trimmed(text, attention_mask, pixel_values.flatten(0, 1))
+            return self._output(last, None, labels, return_dict)
+        images = self.vision_model(pixel_values.flatten(0, 1)).last_hidden_state.unflatten(0, (-1, 2))
         pair = images[:, 0], images[:, 1]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -230,9 +271,13 @@ class BlipForNLVR2(PreTrainedModel):
         if output_hidden_states or not self._covers(text):
             states = self._encode(text, attention_mask, pair)
         last = self._encode_packed(text, attention_mask, pair) if states is None else states[-1]
+        return self._output(last, states if output_hidden_states else None, labels, return_dict)
+
+    def _output(
+        self, last: torch.Tensor, hidden_states: Any, labels: torch.Tensor | None, return_dict: bool | None
+    ) -> Any:
         logits = self.classifier(last[:, 0])
         loss = None if labels is None else functional.cross_entropy(logits, labels)
-        hidden_states: Any = states if output_hidden_states else None
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
@@ -263,6 +308,36 @@ class BlipForNLVR2(PreTrainedModel):
         for layer in self.encoder.layer:
             values = layer(values, context, packed)
         return batch.replace(values).unpack()
+
+    def _encode_trimmed(
+        self, states: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        vision: Any = self.vision_model
+        both = vision.run_trimmed(pixel_values, False, {})
+        images = both.every_other_sample(0), both.every_other_sample(1)
+        pack_weights(self.encoder)
+        stream = Stream.pack(states, None if attention_mask is None else attention_mask != 0)
+        trimming = active_trimming(self)
+        assert trimming is not None
+        run = trimming.begin(stream, *images)
+        packed = images[0].tokens, images[1].tokens
+        for number, layer in enumerate(self.encoder.layer):
+            (stream, controls), *_ = run.before_layer(number, stream, *images)
+            context = trimmed_context(stream, controls)
+            stream = stream.replace(layer(stream.values, context, packed, controls))
+        run.finish(stream, *images)
+        return stream.unpack()
+
+    def streams(self) -> tuple[StreamSpec, ...]:
+        """The text, and the two images that it attends to; the vision model has a stream of its own."""
+        layers: list[Any] = list(self.encoder.layer)
+        if not all(isinstance(layer, PackedBlipNLVR2Layer) for layer in layers):
+            return ()
+        config: Any = self.config
+        widths = config.text_config.hidden_size, config.vision_config.hidden_size
+        specs = tuple(layer.blocks(*widths) for layer in layers)
+        images = tuple(StreamSpec(name, widths[1], ()) for name in ("first", "second"))
+        return StreamSpec("text", widths[0], specs, others=("first", "second")), *images
 
 
 def load_original_state_dict(model: BlipForNLVR2, state_dict: Mapping[str, torch.Tensor]) -> list[str]:

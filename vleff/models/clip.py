@@ -5,13 +5,16 @@ Both have the same pre-norm layers and the same encoder class; the text model pa
 
 from typing import Any
 
+import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPEncoderLayer, CLIPTextModel, CLIPVisionModel
+from transformers.utils import can_return_tuple
 
-from vleff.models.encoder import PackedEncoder
-from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PreNormLayer
+from vleff.models.encoder import PackedEncoder, PackedModel, unpack_stream
+from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PreNormLayer, normalize, runs_packed
 from vleff.models.registry import Adapter, register
+from vleff.models.trimming import Stream, active_trimming
 
 
 class CLIPLikeLayer(PreNormLayer):
@@ -64,7 +67,7 @@ class PackedCLIPLayer(CLIPLikeLayer, CLIPEncoderLayer):
 
 
 class PackedCLIPEncoder(CLIPLikeEncoder, CLIPEncoder):
-    pass
+    trimmable = True
 
 
 class PackedCLIPTextLayer(PackedCLIPLayer):
@@ -81,12 +84,39 @@ class PackedCLIPTextEncoder(PackedCLIPEncoder):
     passes_is_causal = True
 
 
+class TrimmedCLIPTextModel(PackedModel, CLIPTextModel):
+    """Keeps the end-of-text token, whose state is the pooled output and which the encoder cannot find."""
+
+    original_class = CLIPTextModel
+
+    @can_return_tuple
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **kwargs: Any
+    ) -> Any:
+        """As of CLIPTextModel; dropped tokens are zeros in `last_hidden_state`."""
+        if active_trimming(self.encoder) is None or input_ids is None:  # without ids it is refused there
+            return CLIPTextModel.forward(self, input_ids, attention_mask, position_ids, **kwargs)
+        encoder: Any = self.encoder
+        input_ids = input_ids.view(-1, input_ids.shape[-1])
+        states = self.embeddings(input_ids=input_ids, position_ids=position_ids)
+        mask = None if attention_mask is None else attention_mask != 0
+        encoder.refuse_watched_call(runs_packed(states, mask, (), {}), kwargs)
+        # configs of old say 2, and mean the token with the highest number
+        ends = (input_ids if self.eos_token_id == 2 else (input_ids == self.eos_token_id).int()).argmax(-1)
+        pinned = torch.arange(input_ids.shape[1], device=ends.device) == ends[:, None]
+        stream = encoder.run_trimmed(Stream.pack(states, mask, pinned=pinned))
+        padded = unpack_stream(stream.replace(normalize(self.final_layer_norm, stream.values)))
+        pooled = padded[torch.arange(padded.shape[0], device=ends.device), ends]
+        return BaseModelOutputWithPooling(last_hidden_state=padded, pooler_output=pooled)
+
+
 register(
     Adapter(
         "CLIP text",
         CLIPTextModel,
         {CLIPEncoder: PackedCLIPTextEncoder, CLIPEncoderLayer: PackedCLIPTextLayer},
         causal=True,
+        trimmed_classes={CLIPTextModel: TrimmedCLIPTextModel},
     )
 )
 register(Adapter("CLIP vision", CLIPVisionModel, {CLIPEncoder: PackedCLIPEncoder, CLIPEncoderLayer: PackedCLIPLayer}))

@@ -10,7 +10,8 @@ from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 
 from vleff.models.attention_interface import implementations
 from vleff.models.layer import FeedForwardParts, PackedLayer, has_hooks
-from vleff.models.registry import Adapter, adapter_for, warn_if_unchecked
+from vleff.models.registry import Adapter, adapter_for, base_models, warn_if_unchecked
+from vleff.models.trimming import Trimmable, Trimming
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_linear import MaskedLinear
 
@@ -79,8 +80,52 @@ def convert(model: nn.Module, base: PreTrainedModel, adapter: Adapter) -> None:
     base.__dict__[_RECORD] = conversion
 
 
+def trimmable_modules(model: nn.Module) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """The path in `model` and the module of everything that can be trimmed, and of every decoder, which cannot but has
+    to know that its memory was."""
+    decoder_classes = tuple(kind for _, _, adapter in base_models(model) for kind in adapter.decoders)
+    decoders = [path for path, module in model.named_modules() if isinstance(module, decoder_classes)]
+    holders = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, Trimmable) and module.holds_streams_inside and module.streams()
+    ]
+    trimmed, decoding = [], []
+    for path, module in model.named_modules():
+        if not isinstance(module, Trimmable) or not module.streams():
+            continue
+        if any(_lies_in(path, decoder) for decoder in decoders):
+            decoding.append((path, module))
+        elif not any(_lies_in(path, holder) and path != holder for holder in holders):
+            trimmed.append((path, module))
+    return trimmed, decoding
+
+
+def _lies_in(path: str, other: str) -> bool:
+    return not other or path == other or path.startswith(f"{other}.")
+
+
+def install_trimmed_classes(base: PreTrainedModel, adapter: Adapter) -> None:
+    """Exchanges the classes that have to know more to trim tokens."""
+    for module in base.modules():
+        module.__class__ = adapter.trimmed_classes.get(type(module), type(module))
+
+
+def uninstall_trimmed_classes(base: PreTrainedModel, adapter: Adapter) -> None:
+    """Undoes `install_trimmed_classes`."""
+    untrimmed = {trimmed: plain for plain, trimmed in adapter.trimmed_classes.items()}
+    for module in base.modules():
+        module.__class__ = untrimmed.get(type(module), type(module))
+
+
 def revert(base: PreTrainedModel, adapter: Adapter) -> None:
-    """Undoes `convert`, except for modules that were exchanged again meanwhile."""
+    """Undoes `convert`, except for modules that were exchanged again meanwhile.
+
+    Raises:
+        RuntimeError: a trimming is installed.
+    """
+    if any(isinstance(module, Trimming) for module in base.modules()):
+        raise RuntimeError("model: expected one without trimmers, which need it accelerated; detach them first")
     conversion: Conversion = base.__dict__.pop(_RECORD)
     for owner, name, original, replacement in conversion.replaced:
         if getattr(owner, name) is replacement:

@@ -45,6 +45,7 @@ class PackedTransformerBlock(PostNormLayer, TransformerBlock):
 
 class PackedTransformer(PackedEncoder, Transformer):
     output_class = BaseModelOutput
+    trimmable = True
     layer: Any
 
     @property

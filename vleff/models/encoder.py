@@ -14,13 +14,24 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from vleff.models.layer import PackedContext, PackedLayer, additive_mask, has_hooks, runs_packed
+from vleff.models.layer import PackedContext, PackedLayer, additive_mask, has_hooks, runs_packed, trimmed_context
+from vleff.models.trimming import (
+    Controls,
+    Stream,
+    StreamSpec,
+    Trimmable,
+    active_trimming,
+    block_spec,
+    layer_spec,
+    refuse_watchers,
+    remember_stream,
+)
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.ragged import RaggedBatch
 from vleff.ops.fused_linear import FEWEST_ROWS
 
 
-class PackedEncoder(nn.Module):
+class PackedEncoder(Trimmable, nn.Module):
     """A loop over its layers that packs once before it and unpacks once after it.
 
     Where someone looks at the layers' outputs (hidden states asked for, hooks on layers), transformers' own
@@ -33,11 +44,19 @@ class PackedEncoder(nn.Module):
     own_attention: ClassVar[bool] = False
     # whether its calls say is_causal=True, and a token then sees only tokens up to its own
     passes_is_causal: ClassVar[bool] = False
+    # whether tokens may be dropped between its layers: nothing after it reads tokens by their places
+    trimmable: ClassVar[bool] = False
     config: Any
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
         """hidden_states [batch, length, d]; runs packed with a bool mask [batch, length] or none."""
-        if not runs_packed(hidden_states, attention_mask, args, kwargs, self.passes_is_causal):
+        covered = runs_packed(hidden_states, attention_mask, args, kwargs, self.passes_is_causal)
+        if active_trimming(self) is not None:
+            self.refuse_watched_call(covered, kwargs)
+            stream = self.run_trimmed(Stream.pack(hidden_states, attention_mask))
+            output = self.output_class(last_hidden_state=unpack_stream(stream))
+            return output if kwargs.get("return_dict", True) else output.to_tuple()
+        if not covered:
             if self.own_attention:
                 attention_mask = additive_mask(attention_mask, hidden_states.dtype)
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
@@ -68,6 +87,35 @@ class PackedEncoder(nn.Module):
             values = layer(values, context)
         return batch.replace(values[:rows])
 
+    def run_trimmed(self, stream: Stream) -> Stream:
+        """Runs all layers, trimming the stream if a trimming is active."""
+        self.pack_weights()
+        trimming = active_trimming(self)
+        run = None if trimming is None else trimming.begin(stream)
+        controls: Controls = {}
+        for number, layer in enumerate(self.packed_layers()):
+            if run is not None:
+                [(stream, controls)] = run.before_layer(number, stream)
+            context = trimmed_context(stream, controls, causal=self.passes_is_causal)
+            stream = stream.replace(layer(stream.values, context))
+        if run is not None:
+            run.finish(stream)
+        return stream
+
+    def streams(self) -> tuple[StreamSpec, ...]:
+        """One stream, each layer with self attention; a family with more says so."""
+        layers = self.packed_layers() if self.trimmable else []
+        if not layers or not all(isinstance(layer, PackedLayer) for layer in layers):
+            return ()
+        return (self_attending_stream("tokens", layers),)
+
+    def refuse_watched_call(self, covered: bool, arguments: dict[str, Any]) -> None:
+        """Raises ValueError if someone looks at the layers, or the call is not covered."""
+        reason = None if covered else "a mask, a cache, a dtype or a device that is not packed"
+        if any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.packed_layers()):
+            reason = "hooks on layers"
+        refuse_watchers(arguments, self.config, reason)
+
     def packed_layers(self) -> list[PackedLayer]:
         """The layers, in their order."""
         return list(getattr(self, self.layers_name))
@@ -79,6 +127,35 @@ class PackedEncoder(nn.Module):
     def _layers_are_watched(self, arguments: dict[str, Any]) -> bool:
         watched = arguments.get("output_hidden_states", self.config.output_hidden_states)
         return bool(watched) or any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.packed_layers())
+
+
+def self_attending_stream(name: str, layers: list[PackedLayer], modalities: int = 1) -> StreamSpec:
+    """The spec of a stream whose layers attend to nothing but itself."""
+    all_parts = [layer.parts() for layer in layers]
+    width: Any = all_parts[0].attention.output.out_features
+    return StreamSpec(
+        name,
+        width,
+        tuple(layer_spec([block_spec("own", parts.attention, name, width)], parts.feed_forward) for parts in all_parts),
+        modalities,
+    )
+
+
+def co_attending_stream(name: str, other: str, other_width: int, layers: list[PackedLayer]) -> StreamSpec:
+    """The spec of a stream whose layers attend to it and to another one, of the other modality."""
+    spec = self_attending_stream(name, layers)
+    with_cross = []
+    for layer, own in zip(layers, spec.layers, strict=True):
+        cross = layer.parts().cross_attention
+        blocks = () if cross is None else (block_spec("cross", cross, other, other_width),)
+        with_cross.append(own._replace(blocks=own.blocks + blocks))
+    return replace(spec, layers=tuple(with_cross), others=(other,))
+
+
+def unpack_stream(stream: Stream) -> torch.Tensor:
+    """The padded batch, from which a later encoder can go on with the stream's gates."""
+    padded = stream.unpack()
+    return remember_stream(padded, stream) if stream.gates is not None else padded
 
 
 def _with_one_more_sample(batch: RaggedBatch) -> RaggedBatch:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from vleff.models.head_projections import head_masked, project_kept_heads
+from vleff.models.trimming import AttentionControl, Controls, Stream
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_feed_forward import masked_feed_forward
 from vleff.nn.masked_linear import MaskedLinear
@@ -71,12 +73,28 @@ class PackedContext:
         padded_bias: [batch, heads, length, length], added to the logits by the tokens' places in the padded
             batch, padding hidden. Attention then runs padded, by torch; everything else is packed.
         memory: the samples' tokens for cross attention, None if the layer has none in this call.
+        own, cross: what self and cross attention leave out; None for nothing.
     """
 
     batch: RaggedBatch
     causal: bool = False
     padded_bias: torch.Tensor | None = None
     memory: RaggedBatch | None = None
+    own: AttentionControl | None = None
+    cross: AttentionControl | None = None
+
+
+def trimmed_context(
+    stream: Stream, controls: Controls, memory: Stream | None = None, causal: bool = False
+) -> PackedContext:
+    """The context of a layer that gets a stream, and what its blocks "own" and "cross" leave out."""
+    return PackedContext(
+        stream.tokens,
+        causal=causal,
+        memory=None if memory is None else memory.tokens,
+        own=controls.get("own"),
+        cross=controls.get("cross"),
+    )
 
 
 class PackedLayer(nn.Module):
@@ -138,7 +156,7 @@ class PostNormLayer(PackedLayer):
         parts, training = self.parts(), self.training
         values = self._attended(parts.attention, values, values, context.batch, context)
         if context.memory is not None and parts.cross_attention is not None:
-            to_memory = PackedContext(context.batch)
+            to_memory = PackedContext(context.batch, own=context.cross)
             memory = context.memory
             values = self._attended(parts.cross_attention, values, memory.values, memory, to_memory)
         return normalize(parts.feed_forward.norm, run_feed_forward(parts.feed_forward, values, training), values)
@@ -151,8 +169,8 @@ class PostNormLayer(PackedLayer):
         memory: RaggedBatch,
         context: PackedContext,
     ) -> torch.Tensor:
-        attended = parts.output(attend(parts, values, memory_values, memory, context, self.training))
-        return normalize(parts.norm, dropout(attended, parts.output_dropout, self.training), values)
+        attended = attend(parts, values, memory_values, memory, context, self.training)
+        return normalize(parts.norm, project_output(parts, attended, context, self.training), values)
 
 
 class PreNormLayer(PackedLayer):
@@ -163,7 +181,7 @@ class PreNormLayer(PackedLayer):
         attention, norm = parts.attention, parts.feed_forward.norm
         normalized = normalize(attention.norm, values)
         attended = attend(attention, normalized, normalized, context.batch, context, training)
-        values = project_and_add(attention.output, attended, attention.output_dropout, training, values)
+        values = project_output(attention, attended, context, training, values)
         return run_feed_forward(parts.feed_forward, normalize(norm, values), training, values)
 
 
@@ -234,18 +252,17 @@ def attend(
         values: [total_tokens, d], which ask.
         memory_values: [total_memory, d of the memory], which are asked; `values` itself for self attention.
         memory: the samples of the memory.
+        context: whose `own` says what is left out.
 
     Returns:
         [total_tokens, heads * head_dim]
     """
-    by_head = (-1, parts.head_dim)
-    if parts.qkv is not None:
-        query, key, value = parts.qkv(values).unflatten(-1, (3, *by_head)).unbind(-3)
-    else:
-        assert parts.query is not None and parts.key is not None and parts.value is not None
-        query = parts.query(values).unflatten(-1, by_head)
-        key = parts.key(memory_values).unflatten(-1, by_head)
-        value = parts.value(memory_values).unflatten(-1, by_head)
+    control = context.own or AttentionControl()
+    kept = None
+    if control.head_mask is not None:
+        offsets = context.batch.offsets, memory.offsets
+        kept = project_kept_heads(parts, values, offsets[0], memory_values, offsets[1], control.head_mask)
+    query, key, value = _project_all_heads(parts, values, memory_values) if kept is None else kept
     batch, dropout_p = context.batch, parts.dropout if training else 0.0
     if context.padded_bias is not None:
         return _attend_padded(query, key, value, batch, context.padded_bias, parts.scale, dropout_p)
@@ -257,11 +274,51 @@ def attend(
         memory.offsets,
         batch.max_length,
         memory.max_length,
+        head_mask=control.head_mask,
+        key_bias=control.key_bias,
         scale=parts.scale,
         causal=context.causal,
         dropout_p=dropout_p,
     )
+    if control.head_gates is not None:
+        gates = control.head_gates.to(attended.dtype)
+        attended = attended * gates.repeat_interleave(batch.lengths, 0, output_size=attended.shape[0])[:, :, None]
     return attended.flatten(1)
+
+
+def _project_all_heads(
+    parts: AttentionParts, values: torch.Tensor, memory_values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value, [tokens, heads, head_dim]"""
+    by_head = (-1, parts.head_dim)
+    if parts.qkv is not None:
+        return parts.qkv(values).unflatten(-1, (3, *by_head)).unbind(-3)
+    assert parts.query is not None and parts.key is not None and parts.value is not None
+    return (
+        parts.query(values).unflatten(-1, by_head),
+        parts.key(memory_values).unflatten(-1, by_head),
+        parts.value(memory_values).unflatten(-1, by_head),
+    )
+
+
+def project_output(
+    parts: AttentionParts,
+    attended: torch.Tensor,
+    context: PackedContext,
+    training: bool,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """dropout(output(attended)), plus a residual if there is one; of kept heads only."""
+    mask = None if context.own is None else context.own.head_mask
+    layer = None if mask is None else head_masked(parts.output, mask.shape[1], "reduce")
+    if layer is None:
+        if residual is not None:
+            return project_and_add(parts.output, attended, parts.output_dropout, training, residual)
+        return dropout(parts.output(attended), parts.output_dropout, training)
+    if residual is not None and training and parts.output_dropout:
+        return residual + dropout(layer(attended, context.batch.offsets, mask), parts.output_dropout, training)
+    out = layer(attended, context.batch.offsets, mask, residual=residual)
+    return out if residual is not None else dropout(out, parts.output_dropout, training)
 
 
 def _attend_padded(

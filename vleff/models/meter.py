@@ -22,9 +22,10 @@ from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBert
 from transformers.utils import ModelOutput
 
 from vleff.models.bridgetower import PackedBridgeTowerCrossLayer
-from vleff.models.encoder import pack_weights
-from vleff.models.layer import PackedContext, runs_packed
+from vleff.models.encoder import co_attending_stream, pack_weights
+from vleff.models.layer import PackedContext, normalize, runs_packed, trimmed_context
 from vleff.models.registry import Adapter, register
+from vleff.models.trimming import Controls, Stream, StreamSpec, Trimmable, active_trimming
 from vleff.nn.ragged import RaggedBatch
 
 
@@ -101,7 +102,7 @@ class MeterPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
 
 
-class MeterModel(MeterPreTrainedModel):
+class MeterModel(Trimmable, MeterPreTrainedModel):
     """Both towers, then co-attention: each layer of a modality attends to itself and to the other one's states
     before that layer, x1 = text_layer(x, y), y1 = image_layer(y, x)."""
 
@@ -158,6 +159,15 @@ class MeterModel(MeterPreTrainedModel):
                 raise ValueError(f"{name}: expected exactly one of the two, got {'none' if first is None else 'both'}")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask: expected [batch, length], got {list(attention_mask.shape)}")
+        if self._is_trimmed():
+            return self._forward_trimmed(
+                self.text_model.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds),
+                attention_mask,
+                pixel_values,
+                image_embeds,
+                image_token_type,
+                return_dict,
+            )
         text = self.text_model(input_ids, attention_mask, inputs_embeds=inputs_embeds).last_hidden_state
         if image_embeds is None:
             states = self.vision_model(pixel_values=pixel_values).last_hidden_state
@@ -167,11 +177,72 @@ class MeterModel(MeterPreTrainedModel):
         text = self.cross_modal_text_transform(text) + types[0]
         image = self.cross_modal_image_transform(image_embeds) + types[image_token_type]
         fuse = self._fuse_packed if self._covers(text) else self._fuse
-        text, image = fuse(text, image, attention_mask)
+        return self._output(*fuse(text, image, attention_mask), return_dict)
+
+    def _output(self, text: torch.Tensor, image: torch.Tensor, return_dict: bool | None) -> Any:
         pooled = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], -1)
         output = MeterModelOutput(text_features=text, image_features=image, pooler_output=pooled)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def _is_trimmed(self) -> bool:
+        modules = (self, self.text_model.encoder, self.vision_model.encoder)
+        return any(active_trimming(module) is not None for module in modules)
+
+    def _forward_trimmed(
+        self,
+        text: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        image: torch.Tensor | None,
+        image_token_type: int,
+        return_dict: bool | None,
+    ) -> Any:
+        """Packed from the embeddings to the end: what a tower drops, nothing after it sees."""
+        vision = self.vision_model
+        text_encoder: Any = self.text_model.encoder
+        image_encoder: Any = vision.encoder
+        for encoder in (text_encoder, image_encoder):
+            encoder.refuse_watched_call(self._covers(text), {})
+        mask = None if attention_mask is None else attention_mask != 0
+        x = text_encoder.run_trimmed(Stream.pack(text, mask))
+        if image is None:
+            y = image_encoder.run_trimmed(Stream.pack(vision.pre_layrnorm(vision.embeddings(pixel_values))))
+            y = y.replace(normalize(vision.post_layernorm, y.values))
+        else:
+            y = Stream.pack(image)
+        types = self.token_type_embeddings.weight
+        x = x.replace(self.cross_modal_text_transform(x.values) + types[0])
+        y = y.replace(self.cross_modal_image_transform(y.values) + types[image_token_type])
+        pack_weights(self.cross_modal_text_layers)
+        pack_weights(self.cross_modal_image_layers)
+        trimming = active_trimming(self)
+        run = None if trimming is None else trimming.begin(x, y)
+        x_controls: Controls = {}
+        y_controls: Controls = {}
+        layers = zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True)
+        for number, (text_layer, image_layer) in enumerate(layers):
+            if run is not None:
+                (x, x_controls), (y, y_controls) = run.before_layer(number, x, y)
+            x, y = (
+                x.replace(text_layer(x.values, trimmed_context(x, x_controls, y))),
+                y.replace(image_layer(y.values, trimmed_context(y, y_controls, x))),
+            )
+        if run is not None:
+            run.finish(x, y)
+        return self._output(x.unpack(), y.unpack(), return_dict)
+
+    def streams(self) -> tuple[StreamSpec, ...]:
+        """Text and image in the co-attention layers; the towers have streams of their own."""
+        width = self.config.hidden_size
+        text_layers: list[Any] = list(self.cross_modal_text_layers)
+        image_layers: list[Any] = list(self.cross_modal_image_layers)
+        if not all(isinstance(layer, PackedBridgeTowerCrossLayer) for layer in (*text_layers, *image_layers)):
+            return ()
+        return (
+            co_attending_stream("text", "image", width, text_layers),
+            co_attending_stream("image", "text", width, image_layers),
+        )
 
     def _fuse(
         self, text: torch.Tensor, image: torch.Tensor, attention_mask: torch.Tensor | None

@@ -5,7 +5,7 @@ transformers renamed breaks that family only, with a message that says which.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -35,6 +35,9 @@ class Adapter:
         packed_classes: each encoder and layer class of the family, with the subclass of it that runs packed.
             A module runs packed when its class is exchanged for that subclass.
         causal: whether its tokens see only tokens up to their own.
+        decoders: classes inside which tokens are made one by one; encoders there are not trimmed.
+        trimmed_classes: each class whose forward has to know more than its encoder to trim tokens, with the subclass
+            of it that takes its place while a trimming is installed.
         checked_versions: the versions of transformers, as "major.minor", that the adapter was checked with.
     """
 
@@ -42,6 +45,8 @@ class Adapter:
     model_class: type[PreTrainedModel]
     packed_classes: dict[type[nn.Module], type[nn.Module]]
     causal: bool = False
+    decoders: tuple[type[nn.Module], ...] = ()
+    trimmed_classes: dict[type[nn.Module], type[nn.Module]] = field(default_factory=dict)
     checked_versions: tuple[str, ...] = CHECKED_VERSIONS
 
 

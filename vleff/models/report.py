@@ -13,6 +13,7 @@ from vleff import choices
 from vleff.models.conversion import is_converted, unsupported
 from vleff.models.layer import PackedLayer
 from vleff.models.registry import Adapter, base_models
+from vleff.models.trimming import Trimming
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_linear import MaskedLinear
 
@@ -70,17 +71,20 @@ class Report:
         linears: what computes the linear layers outside of packed layers (poolers, projections, heads, decoders),
             and how many of them.
         choices: the choice table in use.
+        trimmings: for each module whose tokens and heads are trimmed, what its last run kept.
     """
 
     cpu_isa: str
     encoders: list[EncoderReport]
     linears: dict[str, int] = field(default_factory=dict)
     choices: str = ""
+    trimmings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"vleff kernels at instruction-set level {self.cpu_isa}; choice table: {self.choices}"]
         lines += [str(encoder) for encoder in self.encoders]
         lines += [f"other linear layers: {count} x {kernel}" for kernel, count in self.linears.items()]
+        lines += self.trimmings
         if any(encoder.accelerated for encoder in self.encoders):
             lines.append(CALLS_AS_BEFORE)
         return "\n".join(lines)
@@ -99,7 +103,8 @@ def report_on(model: nn.Module) -> Report:
         encoders = [EncoderReport("", type(model).__name__, None, False, "it contains no transformers model")]
     in_layers = {inner for layer in model.modules() if isinstance(layer, PackedLayer) for inner in layer.modules()}
     outside = [module for module in model.modules() if module not in in_layers]
-    return Report(torch.ops.vleff.cpu_isa(), encoders, _linears(outside), str(choices.table()))
+    trimmings = [module.explain() for module in model.modules() if isinstance(module, Trimming)]
+    return Report(torch.ops.vleff.cpu_isa(), encoders, _linears(outside), str(choices.table()), trimmings)
 
 
 def _is_related(path: str, known: list[str]) -> bool:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from transformers.modeling_outputs import BaseModelOutput
+import torch
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.models.vilt.modeling_vilt import ViltEmbeddings, ViltEncoder, ViltLayer, ViltModel
 
-from vleff.models.encoder import PackedEncoder
-from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PreNormLayer
+from vleff.models.encoder import PackedEncoder, PackedModel, self_attending_stream, unpack_stream
+from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PreNormLayer, normalize, runs_packed
 from vleff.models.registry import Adapter, register
+from vleff.models.trimming import Stream, StreamSpec, active_trimming
 from vleff.models.vilt_patches import embed_patches
 
 
@@ -55,6 +57,9 @@ class PackedViltEncoder(PackedEncoder, ViltEncoder):
     output_class = BaseModelOutput
     own_attention = True
 
+    def streams(self) -> tuple[StreamSpec, ...]:
+        return (self_attending_stream("tokens", self.packed_layers(), modalities=2),)
+
 
 class PackedViltEmbeddings(ViltEmbeddings):
     """The same patches in the same random order under the same seed, without loops over patches."""
@@ -63,10 +68,70 @@ class PackedViltEmbeddings(ViltEmbeddings):
         return embed_patches(self, pixel_values, pixel_mask, max_image_length)
 
 
+class TrimmedViltModel(PackedModel, ViltModel):
+    """Tells text tokens from image tokens, which the encoder cannot."""
+
+    original_class = ViltModel
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        pixel_values: Any = None,
+        pixel_mask: Any = None,
+        inputs_embeds: Any = None,
+        image_embeds: Any = None,
+        image_token_type_idx: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As of ViltModel; dropped tokens are zeros in `last_hidden_state`."""
+        images = pixel_values if pixel_values is not None else image_embeds
+        text = input_ids if input_ids is not None else inputs_embeds
+        if active_trimming(self.encoder) is None or text is None or images is None:  # the latter two are refused there
+            return ViltModel.forward(
+                self,
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                pixel_values,
+                pixel_mask,
+                inputs_embeds,
+                image_embeds,
+                image_token_type_idx,
+                **kwargs,
+            )
+        batch, text_length = text.shape[:2]
+        if attention_mask is None:
+            attention_mask = text.new_ones((batch, text_length), dtype=torch.long)
+        if pixel_mask is None:
+            size: Any = self.config.image_size
+            pixel_mask = torch.ones((batch, size, size), device=text.device)
+        states, mask = self.embeddings(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            pixel_values,
+            pixel_mask,
+            inputs_embeds,
+            image_embeds,
+            image_token_type_idx=image_token_type_idx,
+        )
+        encoder: Any = self.encoder
+        encoder.refuse_watched_call(runs_packed(states, None, (), {}), kwargs)
+        stream = encoder.run_trimmed(Stream.pack(states, mask != 0, first=text_length))
+        padded = unpack_stream(stream.replace(normalize(self.layernorm, stream.values)))
+        pooled = None if self.pooler is None else self.pooler(padded)
+        output = BaseModelOutputWithPooling(last_hidden_state=padded, pooler_output=pooled)
+        return_dict = kwargs.get("return_dict")
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
 register(
     Adapter(
         "ViLT",
         ViltModel,
         {ViltEncoder: PackedViltEncoder, ViltLayer: PackedViltLayer, ViltEmbeddings: PackedViltEmbeddings},
+        trimmed_classes={ViltModel: TrimmedViltModel},
     )
 )

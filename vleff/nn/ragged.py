@@ -97,6 +97,16 @@ class RaggedBatch:
             slots = slots.masked_fill(~keep, self._padded_rows()).index_select(0, survivors)
         return RaggedBatch(self.values.index_select(0, survivors), offsets, self.max_length, slots)
 
+    def select(self, survivors: Tensor, offsets: Tensor) -> "RaggedBatch":
+        """Only the tokens with certain row numbers. They remember their positions.
+
+        Args:
+            survivors: int32 or int64 [kept], row numbers, ascending.
+            offsets: int32 [batch + 1], where each sample's tokens begin among them.
+        """
+        slots = self._slots().index_select(0, survivors)
+        return RaggedBatch(self.values.index_select(0, survivors), offsets, self.max_length, slots)
+
     def unpack(self, length: int | None = None) -> Tensor:
         """The padded batch: every token at its position, zeros elsewhere.
 
@@ -167,6 +177,11 @@ class RaggedBatch:
     def positions(self) -> Tensor:
         """int64 [rows], each token's position in its sample of the padded batch."""
         return self._slots() % max(self.max_length, 1)
+
+    @property
+    def samples(self) -> Tensor:
+        """int64 [rows], the sample that each token belongs to."""
+        return self._slots() // max(self.max_length, 1)
 
     def _padded_rows(self) -> int:
         return self.batch_size * self.max_length

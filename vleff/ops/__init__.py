@@ -27,6 +27,8 @@ from vleff.ops.token_gather_attention import (
     token_gather_attention_flops,
     token_gather_attention_reference,
 )
+from vleff.ops.trim_heads import trim_heads, trim_heads_reference
+from vleff.ops.trim_tokens import trim_tokens, trim_tokens_reference
 
 __all__ = [
     "MaskedStructure",
@@ -50,5 +52,9 @@ __all__ = [
     "token_gather_attention",
     "token_gather_attention_flops",
     "token_gather_attention_reference",
+    "trim_heads",
+    "trim_heads_reference",
+    "trim_tokens",
+    "trim_tokens_reference",
     "unpack_linear_weight",
 ]

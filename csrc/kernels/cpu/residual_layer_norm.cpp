@@ -1,24 +1,11 @@
 #include "residual_layer_norm.h"
 
-#include "simd.h"
+#include "row_statistics.h"
 
 namespace vleff::VLEFF_ISA {
 namespace {
 
 constexpr int64_t elements_per_worker = 16384;  // fewer are not worth waking a thread
-
-// Sums term(column, count) over a row in a fixed order. A term is a vector of the `count` columns from
-// `column` on; its other lanes are 0.
-template <class Term>
-inline float sum_of(int64_t width, const Term& term) {
-  constexpr int chains = 4;  // independent sums hide the latency of the addition
-  Float sums[chains] = {};
-  int64_t column = 0;
-  for (; column + chains * lanes <= width; column += chains * lanes)
-    for (int chain = 0; chain < chains; ++chain) sums[chain] += term(column + chain * lanes, lanes);
-  for (; column < width; column += lanes) sums[0] += term(column, min(lanes, width - column));
-  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
-}
 
 // row: the float32 sum of one row, [width rounded up to lanes], which stays in the nearest cache
 template <class T>
@@ -31,32 +18,15 @@ void normalize_row(const ResidualLayerNormProblem& problem, int64_t index, float
   T* normalized = static_cast<T*>(problem.normalized) + offset;
   T* sum = problem.sum ? static_cast<T*>(problem.sum) + offset : nullptr;
 
-  const float mean = sum_of(width,
-                            [&](int64_t column, int64_t count) {
-                              Float value = load_first(input + column, count);
-                              if (residual) value += load_first(residual + column, count);
-                              if (sum) store_first(sum + column, value, count);
-                              store(row + column, value);
-                              return value;
-                            }) /
-                     static_cast<float>(width);
-  // Deviations from the rounded mean: their own mean corrects it, and the variance does not cancel.
-  const auto deviation = [&](int64_t column, int64_t count) {
-    Float value = load(row + column) - mean;
-    return count < lanes ? (lane_numbers() < static_cast<uint32_t>(count) ? value : Float{}) : value;
-  };
-  const float correction = sum_of(width, deviation) / static_cast<float>(width);
-  const float variance = sum_of(width,
-                                [&](int64_t column, int64_t count) {
-                                  Float value = deviation(column, count);
-                                  return value * value;
-                                }) /
-                             static_cast<float>(width) -
-                         correction * correction;
-  const float scale = static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(variance) + problem.eps));
-
+  const RowStatistics statistics =
+      row_statistics(width, problem.eps, row, [&](int64_t column, int64_t count) {
+        Float value = load_first(input + column, count);
+        if (residual) value += load_first(residual + column, count);
+        if (sum) store_first(sum + column, value, count);
+        return value;
+      });
   const auto write = [&](int64_t column, int64_t count) {
-    Float value = (load(row + column) - mean - correction) * scale;
+    Float value = (load(row + column) - statistics.mean - statistics.correction) * statistics.scale;
     value = value * load_first(weight + column, count) + load_first(bias + column, count);
     store_first(normalized + column, value, count);
   };
