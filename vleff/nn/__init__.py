@@ -1,6 +1,7 @@
 """Modules over the ops, each usable alone in anyone's model, and RaggedBatch, which they take."""
 
 from vleff.nn.attention_distillation import CrossModalAttentionDistillationLoss
+from vleff.nn.copy_attention import CopyAttention
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_feed_forward import masked_feed_forward
 from vleff.nn.masked_linear import MaskedLinear
@@ -8,6 +9,7 @@ from vleff.nn.ragged import RaggedBatch
 from vleff.nn.token_gather_attention import TokenGatherAttention
 
 __all__ = [
+    "CopyAttention",
     "CrossModalAttentionDistillationLoss",
     "FusedLinear",
     "MaskedLinear",

@@ -9,7 +9,7 @@ QueriesAndKeys = tuple[Tensor, Tensor]
 
 
 class CrossModalAttentionDistillationLoss(nn.Module):
-    """The cross-modal attention distillation of DiDE (arXiv 2112.08723, section 2.3), without attention maps.
+    """The cross-modal attention distillation of DiDE (arXiv 2112.08723), without attention maps.
 
     In both directions, text to image and image to text, attention is taken over the other modality only:
 

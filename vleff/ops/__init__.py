@@ -4,6 +4,13 @@ Importing this package loads the compiled library.
 """
 
 from vleff.ops.attention_distillation import attention_distillation, attention_distillation_reference
+from vleff.ops.copy_attention import (
+    CopyMemory,
+    copy_attention,
+    copy_attention_reference,
+    copy_attention_rows,
+    copy_attention_rows_reference,
+)
 from vleff.ops.fused_linear import (
     fused_linear,
     fused_linear_reference,
@@ -20,11 +27,17 @@ from vleff.ops.token_gather_attention import (
     token_gather_attention_flops,
     token_gather_attention_reference,
 )
+from vleff.ops.vocabulary_log_probs import vocabulary_log_probs, vocabulary_log_probs_reference
 
 __all__ = [
+    "CopyMemory",
     "MaskedStructure",
     "attention_distillation",
     "attention_distillation_reference",
+    "copy_attention",
+    "copy_attention_reference",
+    "copy_attention_rows",
+    "copy_attention_rows_reference",
     "fused_linear",
     "fused_linear_reference",
     "masked_feed_forward",
@@ -40,4 +53,6 @@ __all__ = [
     "token_gather_attention_flops",
     "token_gather_attention_reference",
     "unpack_linear_weight",
+    "vocabulary_log_probs",
+    "vocabulary_log_probs_reference",
 ]

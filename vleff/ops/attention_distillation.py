@@ -19,7 +19,7 @@ def attention_distillation(
     teacher_scale: float | None = None,
     student_scale: float | None = None,
 ) -> Tensor:
-    """The divergence of a student's attention from a teacher's, for samples of any lengths: DiDE, section 2.3.
+    """The divergence of a student's attention from a teacher's, for samples of any lengths.
 
     The queries of sample b are the rows q_offsets[b] to q_offsets[b + 1], its keys the rows k_offsets[b] to
     k_offsets[b + 1]; teacher and student have the same tokens. For query i, in each head:
