@@ -3,10 +3,15 @@
 Importing this package loads the compiled library.
 """
 
-from vleff.ops.attention_distillation import attention_distillation, attention_distillation_reference
+from vleff.ops.attention_distillation import (
+    attention_distillation,
+    attention_distillation_flops,
+    attention_distillation_reference,
+)
 from vleff.ops.copy_attention import (
     CopyMemory,
     copy_attention,
+    copy_attention_flops,
     copy_attention_reference,
     copy_attention_rows,
     copy_attention_rows_reference,
@@ -33,8 +38,10 @@ __all__ = [
     "CopyMemory",
     "MaskedStructure",
     "attention_distillation",
+    "attention_distillation_flops",
     "attention_distillation_reference",
     "copy_attention",
+    "copy_attention_flops",
     "copy_attention_reference",
     "copy_attention_rows",
     "copy_attention_rows_reference",

@@ -1,10 +1,14 @@
 """copy_attention: words that a decoder generates from its vocabulary or copies from two ragged memories."""
 
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+import vleff._library  # noqa: F401  registers torch.ops.vleff
+from vleff.ops.ragged_offsets import sample_lengths, sample_rows
 
 
 class CopyMemory(NamedTuple):
@@ -82,18 +86,19 @@ def copy_attention(
         RuntimeError: an argument has a wrong shape, dtype, device, layout or value; the message names the
             argument, what was expected and what came.
     """
-    return copy_attention_reference(
+    log_probs, coverage_loss, _ = torch.ops.vleff.copy_attention(
         queries,
         query_offsets,
         max_queries,
-        question,
-        paragraph,
+        *question,
+        *paragraph,
         gate_logits,
         generate_log_probs,
         targets,
-        scale=scale,
+        scale=_default_scale(queries) if scale is None else scale,
         coverage=coverage,
     )
+    return log_probs, coverage_loss
 
 
 def copy_attention_rows(
@@ -125,17 +130,18 @@ def copy_attention_rows(
     Raises:
         RuntimeError: as `copy_attention`; ids must be below extended_size.
     """
-    return copy_attention_rows_reference(
-        queries,
-        query_offsets,
-        max_queries,
-        question,
-        paragraph,
-        gate_logits,
-        vocabulary_logits,
-        extended_size,
-        scale=scale,
-    )
+    with torch.no_grad():
+        return torch.ops.vleff.copy_attention_rows(
+            queries,
+            query_offsets,
+            max_queries,
+            *question,
+            *paragraph,
+            gate_logits,
+            vocabulary_logits,
+            extended_size,
+            scale=_default_scale(queries) if scale is None else scale,
+        )
 
 
 def copy_attention_reference(
@@ -158,7 +164,7 @@ def copy_attention_reference(
     """
     log_probs, losses = [queries.new_zeros(0)], [queries.new_zeros(0)]
     generate = generate_log_probs.to(queries.dtype)
-    for sample, rows in enumerate(_rows(query_offsets)):
+    for sample, rows in enumerate(sample_rows(query_offsets)):
         attention, log_gate = _attend(sample, rows, queries, question, paragraph, gate_logits, scale)
         parts = [log_gate[:, 0] + generate[rows]]
         loss = queries.new_zeros(log_gate.shape[0])
@@ -190,7 +196,7 @@ def copy_attention_rows_reference(
     words = vocabulary_logits.shape[1]
     generated = torch.nn.functional.pad(vocabulary_logits.log_softmax(1), (0, extended_size - words), value=-torch.inf)
     results = [queries.new_zeros(0, extended_size)]
-    for sample, rows in enumerate(_rows(query_offsets)):
+    for sample, rows in enumerate(sample_rows(query_offsets)):
         attention, log_gate = _attend(sample, rows, queries, question, paragraph, gate_logits, scale)
         log_probs = log_gate[:, :1] + generated[rows]
         for number, (log_attention, ids) in enumerate(attention, 1):
@@ -211,7 +217,7 @@ def _attend(
     scale: float | None,
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """For both memories of a sample the logarithm of attention [rows, positions] and ids; log gate [rows, 3]."""
-    scale = queries.shape[1] ** -0.5 if scale is None else scale
+    scale = _default_scale(queries) if scale is None else scale
     attention, is_open = [], [True]
     for memory in (question, paragraph):
         positions = slice(*memory.offsets[sample : sample + 2].tolist())
@@ -231,5 +237,123 @@ def _log_sum_exp(values: Tensor, chosen: Tensor | None = None) -> Tensor:
     return masked.logsumexp(-1).masked_fill(~any_finite, -torch.inf) if values.shape[-1] else masked.sum(-1) - torch.inf
 
 
-def _rows(offsets: Tensor) -> list[slice]:
-    return [slice(start, end) for start, end in pairwise(offsets.tolist())]
+def _default_scale(queries: Tensor) -> float:
+    # the op itself rejects queries without columns
+    return queries.shape[-1] ** -0.5 if queries.dim() and queries.shape[-1] else 1.0
+
+
+def copy_attention_flops(
+    query_lengths: Sequence[int], question_lengths: Sequence[int], paragraph_lengths: Sequence[int], width: int
+) -> int:
+    """Floating-point operations of the forward pass: the products of queries and keys, two a multiply-add.
+
+    The backward pass has three times as many. `copy_attention_rows` has as many as the forward pass.
+
+    Args:
+        query_lengths, question_lengths, paragraph_lengths: of each sample.
+        width: of queries and keys.
+    """
+    lengths = zip(query_lengths, question_lengths, paragraph_lengths, strict=True)
+    return 2 * width * sum(queries * (question + paragraph) for queries, question, paragraph in lengths)
+
+
+@torch.library.register_fake("vleff::copy_attention")
+def _(queries: Tensor, *arguments: Any, coverage: bool = False, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows = queries.shape[0]
+    return (
+        queries.new_empty(rows, dtype=torch.float32),
+        queries.new_empty(rows if coverage else 0, dtype=torch.float32),
+        queries.new_empty(rows, 2, 4, dtype=torch.float32),
+    )
+
+
+@torch.library.register_fake("vleff::copy_attention_backward")
+def _(
+    grad_log_probs: Tensor,
+    grad_coverage_loss: Tensor | None,
+    log_probs: Tensor,
+    statistics: Tensor,
+    queries: Tensor,
+    *arguments: Any,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    question_keys, paragraph_keys, gate_logits, generate_log_probs = (arguments[i] for i in (2, 6, 10, 11))
+    return (
+        queries.new_empty(queries.shape),
+        question_keys.new_empty(question_keys.shape),
+        paragraph_keys.new_empty(paragraph_keys.shape),
+        gate_logits.new_empty(gate_logits.shape),
+        generate_log_probs.new_empty(generate_log_probs.shape),
+    )
+
+
+@torch.library.register_fake("vleff::copy_attention_rows")
+def _(queries: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    return queries.new_empty(queries.shape[0], arguments[-1], dtype=torch.float32)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple, keyword_only_inputs: dict[str, Any], output: tuple) -> None:
+    ctx.tensors = [i for i, argument in enumerate(inputs) if isinstance(argument, Tensor)]
+    ctx.bounds = {i: argument for i, argument in enumerate(inputs) if not isinstance(argument, Tensor)}
+    ctx.scale, ctx.coverage = keyword_only_inputs["scale"], keyword_only_inputs["coverage"]
+    log_probs, coverage_loss, statistics = output
+    ctx.save_for_backward(log_probs, statistics, *(inputs[i] for i in ctx.tensors))
+    ctx.mark_non_differentiable(statistics, *(() if ctx.coverage else (coverage_loss,)))
+
+
+def _backward(ctx: Any, grad_log_probs: Tensor, grad_coverage_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    log_probs, statistics, *tensors = ctx.saved_tensors
+    inputs = ctx.bounds | dict(zip(ctx.tensors, tensors, strict=True))
+    grad_queries, grad_question, grad_paragraph, grad_gate, grad_generate = torch.ops.vleff.copy_attention_backward(
+        grad_log_probs,
+        grad_coverage_loss if ctx.coverage else None,
+        log_probs,
+        statistics,
+        *(inputs[i] for i in range(len(inputs))),
+        scale=ctx.scale,
+    )
+    none = None
+    return (
+        *(grad_queries, none, none),
+        *(grad_question, none, none, none),
+        *(grad_paragraph, none, none, none),
+        *(grad_gate, grad_generate, none),
+    )
+
+
+def _no_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(
+        "copy_attention: second derivatives: expected a graph that is differentiated once, got a gradient of its "
+        "gradient. copy_attention_reference has them."
+    )
+
+
+torch.library.register_autograd("vleff::copy_attention", _backward, setup_context=_save_for_backward)
+torch.library.register_autograd("vleff::copy_attention_backward", _no_second_derivative)
+
+
+def _flops_of_call(queries: Tensor, query_offsets: Tensor, max_queries: int, *memories: Any) -> int:
+    _, _, question_offsets, max_question, _, _, paragraph_offsets, max_paragraph = memories[:8]
+    return copy_attention_flops(
+        sample_lengths(query_offsets, max_queries),
+        sample_lengths(question_offsets, max_question),
+        sample_lengths(paragraph_offsets, max_paragraph),
+        queries.shape[1],
+    )
+
+
+@register_flop_formula([torch.ops.vleff.copy_attention, torch.ops.vleff.copy_attention_rows], get_raw=True)
+def _(*arguments: Any, **options: Any) -> int:
+    return _flops_of_call(*arguments)
+
+
+@register_flop_formula(torch.ops.vleff.copy_attention_backward, get_raw=True)
+def _(
+    grad_log_probs: Tensor,
+    grad_coverage_loss: Tensor | None,
+    log_probs: Tensor,
+    statistics: Tensor,
+    *arguments: Any,
+    **options: Any,
+) -> int:
+    return 3 * _flops_of_call(*arguments)

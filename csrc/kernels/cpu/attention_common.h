@@ -1,5 +1,6 @@
 #pragma once
 #include "ragged_rows.h"
+#include "tasks.h"
 #include "token_gather_attention.h"
 
 // What forward and backward of token_gather_attention share.
@@ -7,23 +8,6 @@ namespace vleff::VLEFF_ISA {
 
 constexpr float log2_of_e = 1.44269504088896341f;
 constexpr float ln_of_2 = 0.69314718055994531f;
-
-// Hands out 64-byte aligned pieces of one block; with a null block it only counts.
-class Arena {
- public:
-  explicit Arena(void* block) : block_(static_cast<char*>(block)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = block_ ? reinterpret_cast<T*>(block_ + used_) : nullptr;
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* block_;
-  int64_t used_ = 0;
-};
 
 // Row stride of a [queries, keys] block: an odd number of cache lines, so that a column walk does not fall
 // into few cache sets.
@@ -143,38 +127,6 @@ inline Float base_two_logits(const float* products, const float* key_bias, int64
     logits = numbers < static_cast<uint32_t>(visible) ? logits : broadcast(-infinity);
   }
   return logits;
-}
-
-// Fills queries x width of a [rows, heads, width] tensor at this head with one value.
-template <class T>
-void fill_rows(T* data, int64_t rows, int64_t row_stride, int64_t width, float value) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t column = 0; column < width; column += lanes)
-      store_first(data + row * row_stride + column, broadcast(value), width - column);
-}
-
-// Runs body(worker, task, next) for every task; workers take a few tasks at a time as they become free.
-// `next` is the task that the worker does after this one, -1 where that is open. Results must not depend on
-// which worker a task falls to.
-template <class Body>
-void for_each_task(const Parallel& parallel, int64_t tasks, const Body& body) {
-  struct Context {
-    const Body& body;
-    int64_t tasks, stretch, next;
-  } context{body, tasks, max(1, tasks / (32 * parallel.threads)), 0};
-  parallel.run(
-      parallel, min(parallel.threads, tasks),
-      [](void* opaque, int64_t worker) {
-        Context& shared = *static_cast<Context*>(opaque);
-        while (true) {
-          const int64_t begin = __atomic_fetch_add(&shared.next, shared.stretch, __ATOMIC_RELAXED);
-          if (begin >= shared.tasks) return;
-          const int64_t end = min(begin + shared.stretch, shared.tasks);
-          for (int64_t task = begin; task < end; ++task)
-            shared.body(worker, task, task + 1 < end ? task + 1 : -1);
-        }
-      },
-      &context);
 }
 
 }  // namespace vleff::VLEFF_ISA

@@ -107,4 +107,12 @@ Panels right_operand(RaggedRows<T> rows, int64_t count, Word* packed) {
   return packed_panels(packed, words<Product>(count));
 }
 
+// Fills rows x width of a tensor whose rows are `row_stride` elements apart with one value.
+template <class T>
+void fill_rows(T* data, int64_t rows, int64_t row_stride, int64_t width, float value) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < width; column += lanes)
+      store_first(data + row * row_stride + column, broadcast(value), width - column);
+}
+
 }  // namespace vleff::VLEFF_ISA

@@ -2,28 +2,10 @@
 
 #include "attention_backward.h"
 #include "attention_forward.h"
+#include "element_types.h"
 
 namespace vleff::VLEFF_ISA {
 namespace {
-
-// bfloat16 products where the processor has them; everything else is computed in float32.
-#if defined(__AVX512BF16__)
-using ProductOfBFloat16 = BFloat16Product;
-#else
-using ProductOfBFloat16 = Float32Product;
-#endif
-
-template <template <class, class> class Pass, class Call>
-auto with_type(DataType type, const Call& call) {
-  switch (type) {
-    case DataType::bfloat16:
-      return call(Pass<BFloat16, ProductOfBFloat16>{});
-    case DataType::float16:
-      return call(Pass<Float16, Float32Product>{});
-    default:
-      return call(Pass<float, Float32Product>{});
-  }
-}
 
 template <template <class, class> class Pass>
 int64_t scratch_bytes(const AttentionProblem& problem, int64_t max_q, int64_t max_k) {
