@@ -74,11 +74,11 @@ STABLE_TORCH_LIBRARY(vleff, library) {
 
   library.def(
       "vocabulary_log_probs(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> "
-      "(Tensor log_probs, Tensor lse)",
+      "(Tensor log_probs, Tensor statistics)",
       traceable);
   library.def(
       "vocabulary_log_probs_backward(Tensor grad_log_probs, Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor targets, Tensor lse) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+      "Tensor targets, Tensor statistics) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
       traceable);
 
   library.def(

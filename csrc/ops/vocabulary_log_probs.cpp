@@ -58,24 +58,26 @@ std::tuple<Tensor, Tensor> forward(Tensor hidden, Tensor weight, OptionalTensor 
   const Inputs inputs = checked_inputs("vocabulary_log_probs", hidden, weight, bias, targets);
   const VocabularyProblem& problem = inputs.problem;
   Tensor log_probs = torch::stable::empty({problem.rows}, ScalarType::Float);
-  Tensor lse = torch::stable::empty({problem.rows}, ScalarType::Float);
+  Tensor statistics = torch::stable::empty({problem.rows, 2}, ScalarType::Float);
   const VocabularyLogProbsKernels& kernels = active_vocabulary_log_probs_kernels();
   const Parallel parallel = torch_parallel();
   const Scratch scratch(kernels.forward_scratch_bytes(problem, parallel.threads));
-  kernels.forward(problem, {log_probs.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>()},
+  kernels.forward(problem,
+                  {log_probs.mutable_data_ptr<float>(),
+                   reinterpret_cast<SoftmaxStatistics*>(statistics.mutable_data_ptr<float>())},
                   scratch.data(), parallel);
-  return {log_probs, lse};
+  return {log_probs, statistics};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_log_probs, Tensor hidden, Tensor weight,
-                                            OptionalTensor bias, Tensor targets, Tensor lse) {
+                                            OptionalTensor bias, Tensor targets, Tensor statistics) {
   const char* op = "vocabulary_log_probs_backward";
   const Inputs inputs = checked_inputs(op, hidden, weight, bias, targets);
   const VocabularyProblem& problem = inputs.problem;
   check_tensor(op, "grad_log_probs", grad_log_probs, {ScalarType::Float}, {problem.rows}, "[rows]");
-  check_tensor(op, "lse", lse, {ScalarType::Float}, {problem.rows}, "[rows]");
+  check_tensor(op, "statistics", statistics, {ScalarType::Float}, {problem.rows, 2}, "[rows, 2]");
   grad_log_probs = as_contiguous(grad_log_probs);
-  lse = as_contiguous(lse);
+  statistics = as_contiguous(statistics);
   const ScalarType type = hidden.scalar_type();
   Tensor grad_hidden = torch::stable::empty({problem.rows, problem.width}, type);
   Tensor grad_weight = torch::stable::empty({problem.words, problem.width}, type);
@@ -83,11 +85,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_log_probs, Tensor hidden
   const VocabularyLogProbsKernels& kernels = active_vocabulary_log_probs_kernels();
   const Parallel parallel = torch_parallel();
   const Scratch scratch(kernels.backward_scratch_bytes(problem, parallel.threads));
-  kernels.backward(
-      problem,
-      {grad_log_probs.const_data_ptr<float>(), lse.const_data_ptr<float>(), grad_hidden.mutable_data_ptr(),
-       grad_weight.mutable_data_ptr(), bias ? grad_bias.mutable_data_ptr() : nullptr},
-      scratch.data(), parallel);
+  kernels.backward(problem,
+                   {grad_log_probs.const_data_ptr<float>(),
+                    reinterpret_cast<const SoftmaxStatistics*>(statistics.const_data_ptr<float>()),
+                    grad_hidden.mutable_data_ptr(), grad_weight.mutable_data_ptr(),
+                    bias ? grad_bias.mutable_data_ptr() : nullptr},
+                   scratch.data(), parallel);
   return {grad_hidden, grad_weight, grad_bias};
 }
 

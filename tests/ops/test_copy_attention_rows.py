@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attention_cases import DTYPES, Inputs, assert_same_bits, assert_within_twice_plain, error, offsets_of
+from attention_cases import DTYPES, Inputs, assert_same_bits, error, offsets_of
 from copy_cases import EXTENDED, NOTHING, SHAPES, WORDS, in_dtype, make_inputs
 
 from vleff.ops import copy_attention, copy_attention_rows, copy_attention_rows_reference
@@ -38,7 +38,9 @@ def test_error_is_at_most_twice_plain_torch(cpu_isa: str, name: str, words: int,
     rows, expected = copy_attention_rows(**inputs), exact_rows(inputs)
     assert rows.dtype == torch.float32 and rows.shape == expected.shape
     if rows.numel():
-        assert_within_twice_plain([rows], [expected], [copy_attention_rows_reference(**inputs)], dtype=dtype)
+        plain_error = error(copy_attention_rows_reference(**inputs), expected)
+        largest = max(1, expected[expected > -torch.inf].abs().max())
+        assert error(rows, expected) <= 2 * plain_error + 4 * torch.finfo(torch.float32).eps * largest
         torch.testing.assert_close(rows.exp().sum(1), torch.ones(len(rows)), atol=1e-4, rtol=0)
 
 

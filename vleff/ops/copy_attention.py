@@ -162,7 +162,8 @@ def copy_attention_reference(
     Takes and returns the same, except that any floating-point dtype goes, float64 included, and that everything is
     computed and returned in the dtype of `queries`.
     """
-    log_probs, losses = [queries.new_zeros(0)], [queries.new_zeros(0)]
+    none = queries[:0].sum(1)
+    log_probs, losses = [none], [none]
     generate = generate_log_probs.to(queries.dtype)
     for sample, rows in enumerate(sample_rows(query_offsets)):
         attention, log_gate = _attend(sample, rows, queries, question, paragraph, gate_logits, scale)
@@ -177,7 +178,7 @@ def copy_attention_reference(
             loss = loss + torch.minimum(weights, covered).sum(1)
         log_probs.append(_log_sum_exp(torch.stack(parts, 1)))
         losses.append(loss)
-    return torch.cat(log_probs), torch.cat(losses) if coverage else queries.new_zeros(0)
+    return torch.cat(log_probs), torch.cat(losses) if coverage else none
 
 
 def copy_attention_rows_reference(

@@ -44,12 +44,12 @@ def vocabulary_log_probs_reference(hidden: Tensor, weight: Tensor, bias: Tensor 
 @torch.library.register_fake("vleff::vocabulary_log_probs")
 def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
     rows = hidden.shape[0]
-    return hidden.new_empty(rows, dtype=torch.float32), hidden.new_empty(rows, dtype=torch.float32)
+    return hidden.new_empty(rows, dtype=torch.float32), hidden.new_empty(rows, 2, dtype=torch.float32)
 
 
 @torch.library.register_fake("vleff::vocabulary_log_probs_backward")
 def _(
-    grad_log_probs: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, lse: Tensor
+    grad_log_probs: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     words = 0 if bias is None else weight.shape[0]
     return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), weight.new_empty(words)

@@ -59,7 +59,7 @@ struct HiddenPanels {
 template <class T, class Product>
 struct BlockScratch {
   Word* weights;  // left operand
-  float* bias;    // [word_block], times log2(e)
+  float* bias;    // [word_block]
   float* tile;    // [word_block, tile_stride]
 
   BlockScratch(Arena& arena, const Sizes& sizes)
@@ -72,24 +72,24 @@ struct BlockScratch {
     if (problem.bias) {
       const T* source = static_cast<const T*>(problem.bias) + first_word;
       for (int64_t word = 0; word < count; word += lanes)
-        store_first(bias + word, load_first(source + word, count - word) * log2_of_e, count - word);
+        store_first(bias + word, load_first(source + word, count - word), count - word);
     }
     return left_operand<Product>(matrix<T>(problem.weight, problem.width, first_word), count, weights);
   }
 };
 
-// Calls body(row, column vector's base-two logits) over a word's line of the tile.
+// Calls body(row, logits of the vector of rows from `row` on) for a word's line of the tile.
 template <class Body>
 void for_each_logit(const float* line, float bias, int64_t rows, const Body& body) {
-  for (int64_t row = 0; row < rows; row += lanes) body(row, load(line + row) * log2_of_e + bias);
+  for (int64_t row = 0; row < rows; row += lanes) body(row, load(line + row) + bias);
 }
 
 template <class T, class Product>
 struct Forward {
   struct Statistics {
-    float *maxima,
-        *sums;  // [blocks, padded rows]: of a block's base-two logits, and of 2 ** (logit - maximum)
-    float* target_logits;  // [padded rows], base two
+    // [blocks, padded rows]: of a block's logits times log2(e), and of 2 ** (logit * log2(e) - maximum).
+    float *maxima, *sums;
+    float* target_logits;  // [padded rows]
 
     Statistics(Arena& arena, const Sizes& sizes)
         : maxima(arena.take<float>(sizes.blocks * sizes.padded_rows())),
@@ -144,16 +144,17 @@ struct Forward {
         for_each_logit(
             scratch.tile + word * sizes.tile_stride, scratch.bias[word], rows,
             [&](int64_t row, Float logits) { store(maxima + row, maximum(load(maxima + row), logits)); });
+      for (int64_t row = 0; row < rows; row += lanes) store(maxima + row, load(maxima + row) * log2_of_e);
       for (int64_t word = 0; word < count; ++word)
         for_each_logit(scratch.tile + word * sizes.tile_stride, scratch.bias[word], rows,
                        [&](int64_t row, Float logits) {
-                         store(sums + row, load(sums + row) + exp2(logits - load(maxima + row)));
+                         store(sums + row, load(sums + row) + exp2(logits * log2_of_e - load(maxima + row)));
                        });
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t word = problem.targets[first_row + row] - first_word;
         if (word >= 0 && word < count)
           statistics.target_logits[first_row + row] =
-              scratch.tile[word * sizes.tile_stride + row] * log2_of_e + scratch.bias[word];
+              scratch.tile[word * sizes.tile_stride + row] + scratch.bias[word];
       }
     }
   }
@@ -171,11 +172,12 @@ struct Forward {
       for (int64_t block = 0; block < sizes.blocks; ++block)
         sum += at(statistics.sums, block) * exp2(at(statistics.maxima, block) - largest);
       for (int64_t lane = 0; lane < min(lanes, end - row); ++lane) {
-        const float lse = largest[lane] + __builtin_log2f(sum[lane]);
-        output.lse[row + lane] = lse;
+        output.statistics[row + lane] = {largest[lane], sum[lane]};
         output.log_probs[row + lane] = problem.targets[row + lane] < 0
                                            ? -infinity
-                                           : (statistics.target_logits[row + lane] - lse) * ln_of_2;
+                                           : (statistics.target_logits[row + lane] * log2_of_e -
+                                              largest[lane] - __builtin_log2f(sum[lane])) *
+                                                 ln_of_2;
       }
     }
   }
@@ -187,14 +189,17 @@ struct Backward {
   struct Rows {
     HiddenPanels<T, Product> hidden;
     Word* hidden_right;  // right operand of the gradient of the weight: for each chunk its own panels
-    float *grads, *lse;  // [padded rows]: 0 and inf where a row has no word and beyond the last row
-    float* parts;        // [parts, rows, width rounded up to lanes]: sums of the gradient of `hidden`
+    // [padded rows]: gradients, the same divided by the sums, and maxima of the softmax; 0, 0 and inf where a
+    // row has no word and beyond the last row.
+    float *grads, *factors, *maxima;
+    float* parts;  // [parts, rows, width rounded up to lanes]: sums of the gradient of `hidden`
 
     Rows(Arena& arena, const VocabularyProblem& problem, const Sizes& sizes)
         : hidden(arena, problem),
           hidden_right(arena.take<Word>(sizes.chunks * right_words(sizes))),
           grads(arena.take<float>(sizes.padded_rows())),
-          lse(arena.take<float>(sizes.padded_rows())),
+          factors(arena.take<float>(sizes.padded_rows())),
+          maxima(arena.take<float>(sizes.padded_rows())),
           parts(arena.take<float>(part_count(sizes) * part_size(sizes))) {}
 
     static int64_t right_words(const Sizes& sizes) {
@@ -263,7 +268,8 @@ struct Backward {
     for (int64_t row = first_row; row < first_row + row_chunk; ++row) {
       const bool has_word = row < sizes.rows && problem.targets[row] >= 0;
       rows.grads[row] = has_word ? gradient.grad_log_probs[row] : 0.0f;
-      rows.lse[row] = has_word ? gradient.lse[row] : infinity;
+      rows.factors[row] = has_word ? gradient.grad_log_probs[row] / gradient.statistics[row].sum : 0.0f;
+      rows.maxima[row] = has_word ? gradient.statistics[row].maximum : infinity;
     }
   }
 
@@ -286,7 +292,8 @@ struct Backward {
         Float sum{};
         float* line = tile + word * stride;
         for_each_logit(line, own.block.bias[word], chunk_rows, [&](int64_t row, Float logits) {
-          Float grad = -load(rows.grads + first_row + row) * exp2(logits - load(rows.lse + first_row + row));
+          Float grad = -load(rows.factors + first_row + row) *
+                       exp2(logits * log2_of_e - load(rows.maxima + first_row + row));
           store(line + row, grad);
           sum += grad;
         });

@@ -3,6 +3,7 @@
 
 #include "../data_type.h"
 #include "../parallel.h"
+#include "softmax_statistics.h"
 
 namespace vleff {
 
@@ -18,18 +19,18 @@ struct VocabularyProblem {
   const int32_t* targets;      // [rows], below words; -1 for a word that is not among them
 };
 
-// Rows without a word: log_probs -inf. lse: log2 of the sum of 2 ** (logits * log2(e)).
+// Rows without a word: log_probs -inf.
 struct VocabularyOutput {
-  float* log_probs;  // [rows]
-  float* lse;        // [rows]
+  float* log_probs;               // [rows]
+  SoftmaxStatistics* statistics;  // [rows]
 };
 
 struct VocabularyGradient {
-  const float* grad_log_probs;  // [rows]
-  const float* lse;             // [rows], as forward made it
-  void* grad_hidden;            // [rows, width], the problem's type
-  void* grad_weight;            // [words, width], the problem's type
-  void* grad_bias;              // [words], the problem's type, or null
+  const float* grad_log_probs;          // [rows]
+  const SoftmaxStatistics* statistics;  // [rows], as forward made them
+  void* grad_hidden;                    // [rows, width], the problem's type
+  void* grad_weight;                    // [words, width], the problem's type
+  void* grad_bias;                      // [words], the problem's type, or null
 };
 
 // scratch: 64-byte aligned, scratch_bytes(problem, parallel.threads) bytes.
