@@ -5,6 +5,7 @@ python -m benchmarks.peak_memory float32|bfloat16 eager|vleff
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,15 @@ def megabytes(field: str) -> float:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"/proc/self/status has no field {field}")
+
+
+def peak_above_start(function: Callable[[], object]) -> float:
+    """The most memory, in megabytes, that calls of the function take above what is resident before the first."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    start = megabytes("VmRSS")
+    for _ in range(3):
+        function()
+    return megabytes("VmHWM") - start
 
 
 def main() -> None:

@@ -86,4 +86,48 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       "masked_linear_grad_values(Tensor grad_out, Tensor input, Tensor starts, Tensor order, "
       "Tensor block_columns, int row_chunk, int column_block) -> Tensor",
       traceable);
+
+  library.def(
+      "attention_distillation(Tensor teacher_q, Tensor teacher_k, Tensor student_q, Tensor student_k, "
+      "Tensor q_offsets, Tensor k_offsets, SymInt max_q, SymInt max_k, *, float teacher_scale, "
+      "float student_scale) -> (Tensor divergence, Tensor statistics)",
+      traceable);
+  library.def(
+      "attention_distillation_backward(Tensor grad_divergence, Tensor teacher_q, Tensor teacher_k, "
+      "Tensor student_q, Tensor student_k, Tensor statistics, Tensor q_offsets, Tensor k_offsets, SymInt "
+      "max_q, SymInt max_k, *, float teacher_scale, float student_scale) -> "
+      "(Tensor grad_student_q, Tensor grad_student_k)",
+      traceable);
+
+  library.def(
+      "vocabulary_log_probs(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> "
+      "(Tensor log_probs, Tensor statistics)",
+      traceable);
+  library.def(
+      "vocabulary_log_probs_backward(Tensor grad_log_probs, Tensor hidden, Tensor weight, Tensor? bias, "
+      "Tensor targets, Tensor statistics) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+      traceable);
+
+  library.def(
+      "copy_attention(Tensor queries, Tensor query_offsets, SymInt max_queries, Tensor question_keys, "
+      "Tensor question_ids, Tensor question_offsets, SymInt max_question, Tensor paragraph_keys, Tensor "
+      "paragraph_ids, Tensor paragraph_offsets, SymInt max_paragraph, Tensor gate_logits, Tensor "
+      "generate_log_probs, Tensor targets, *, float scale, bool coverage=False) -> (Tensor log_probs, "
+      "Tensor coverage_loss, Tensor statistics)",
+      traceable);
+  library.def(
+      "copy_attention_backward(Tensor grad_log_probs, Tensor? grad_coverage_loss, Tensor log_probs, "
+      "Tensor statistics, Tensor queries, Tensor query_offsets, SymInt max_queries, Tensor "
+      "question_keys, Tensor question_ids, Tensor question_offsets, SymInt max_question, Tensor "
+      "paragraph_keys, Tensor paragraph_ids, Tensor paragraph_offsets, SymInt max_paragraph, Tensor "
+      "gate_logits, Tensor generate_log_probs, Tensor targets, *, float scale) -> (Tensor grad_queries, "
+      "Tensor grad_question_keys, Tensor grad_paragraph_keys, Tensor grad_gate_logits, Tensor "
+      "grad_generate_log_probs)",
+      traceable);
+  library.def(
+      "copy_attention_rows(Tensor queries, Tensor query_offsets, SymInt max_queries, Tensor "
+      "question_keys, Tensor question_ids, Tensor question_offsets, SymInt max_question, Tensor "
+      "paragraph_keys, Tensor paragraph_ids, Tensor paragraph_offsets, SymInt max_paragraph, Tensor "
+      "gate_logits, Tensor vocabulary_logits, SymInt extended_size, *, float scale) -> Tensor",
+      traceable);
 }

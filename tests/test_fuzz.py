@@ -20,7 +20,17 @@ def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("op", ["token_gather_attention", "masked_linear", "head_masked_linear"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "token_gather_attention",
+        "masked_linear",
+        "head_masked_linear",
+        "attention_distillation",
+        "copy_attention",
+        "vocabulary_log_probs",
+    ],
+)
 def test_kernels_survive_random_problems(fuzz_folder: Path, op: str) -> None:
     program = fuzz_folder / f"fuzz_{op}"
     environment = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}

@@ -93,6 +93,64 @@ inline void compare(const Tensors& expected, const Tensors& found, float toleran
   }
 }
 
+// Draws problems.
+struct RandomCase {
+  std::mt19937_64 random;
+
+  explicit RandomCase(uint64_t seed) : random(seed) {}
+  int64_t below(int64_t bound) { return static_cast<int64_t>(random() % bound); }
+  bool one_in(int64_t n) { return below(n) == 0; }
+  float number() { return std::normal_distribution<float>()(random); }
+
+  std::unique_ptr<char[]> numbers(DataType type, int64_t count) {
+    auto data = block(count * size_of(type));
+    for (int64_t i = 0; i < count; ++i) put(data.get(), type, i, number());
+    return data;
+  }
+  std::unique_ptr<int32_t[]> words(int64_t count, int64_t bound) {
+    std::unique_ptr<int32_t[]> data(new int32_t[count]);
+    for (int64_t i = 0; i < count; ++i) data[i] = static_cast<int32_t>(below(bound));
+    return data;
+  }
+  // Of samples that are short, long or empty.
+  std::vector<int32_t> offsets(int64_t batch, int64_t longest) {
+    std::vector<int32_t> result{0};
+    for (int64_t sample = 0; sample < batch; ++sample) {
+      const int64_t length = one_in(5) ? 0 : 1 + below(one_in(4) ? longest : (longest + 7) / 8);
+      result.push_back(result.back() + static_cast<int32_t>(length));
+    }
+    return result;
+  }
+};
+
+inline int64_t longest_sample(const std::vector<int32_t>& offsets) {
+  int32_t longest = 0;
+  for (size_t i = 1; i < offsets.size(); ++i) longest = std::max(longest, offsets[i] - offsets[i - 1]);
+  return longest;
+}
+
+inline void add(Tensors& tensors, const char* name, const std::unique_ptr<char[]>& data, DataType type,
+                int64_t count) {
+  std::vector<float> values(count);
+  for (int64_t i = 0; i < count; ++i) values[i] = as_float(data.get(), type, i);
+  tensors.emplace_back(std::move(values), name);
+}
+
+// Every level must agree with the portable one, any number of threads bit for bit. run(threads) -> Tensors
+template <class Run>
+void check_levels(DataType type, uint64_t seed, const Run& run) {
+  set_active_isa(Isa::baseline);
+  const Tensors expected = run(1);
+  const float tolerance = type == DataType::float32 ? 2e-4f : 6e-2f;
+  for (int level = 0; level <= static_cast<int>(detected_isa()); ++level) {
+    const Isa isa = static_cast<Isa>(level);
+    set_active_isa(isa);
+    const Tensors one = run(1), two = run(2);
+    compare(expected, one, tolerance, isa_name(isa), seed);
+    compare(one, two, 0.0f, isa_name(isa), seed);
+  }
+}
+
 }  // namespace vleff
 
 #if defined(VLEFF_LIBFUZZER)

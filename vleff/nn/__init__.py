@@ -1,5 +1,7 @@
 """Modules over the ops, each usable alone in anyone's model, and RaggedBatch, which they take."""
 
+from vleff.nn.attention_distillation import CrossModalAttentionDistillationLoss
+from vleff.nn.copy_attention import CopyAttention
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.head_masked_linear import HeadMaskedLinear, project_heads
 from vleff.nn.masked_feed_forward import masked_feed_forward
@@ -8,6 +10,8 @@ from vleff.nn.ragged import RaggedBatch
 from vleff.nn.token_gather_attention import TokenGatherAttention
 
 __all__ = [
+    "CopyAttention",
+    "CrossModalAttentionDistillationLoss",
     "FusedLinear",
     "HeadMaskedLinear",
     "MaskedLinear",

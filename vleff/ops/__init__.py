@@ -3,6 +3,19 @@
 Importing this package loads the compiled library.
 """
 
+from vleff.ops.attention_distillation import (
+    attention_distillation,
+    attention_distillation_flops,
+    attention_distillation_reference,
+)
+from vleff.ops.copy_attention import (
+    CopyMemory,
+    copy_attention,
+    copy_attention_flops,
+    copy_attention_reference,
+    copy_attention_rows,
+    copy_attention_rows_reference,
+)
 from vleff.ops.fused_linear import (
     fused_linear,
     fused_linear_reference,
@@ -29,9 +42,19 @@ from vleff.ops.token_gather_attention import (
 )
 from vleff.ops.trim_heads import trim_heads, trim_heads_reference
 from vleff.ops.trim_tokens import trim_tokens, trim_tokens_reference
+from vleff.ops.vocabulary_log_probs import vocabulary_log_probs, vocabulary_log_probs_reference
 
 __all__ = [
+    "CopyMemory",
     "MaskedStructure",
+    "attention_distillation",
+    "attention_distillation_flops",
+    "attention_distillation_reference",
+    "copy_attention",
+    "copy_attention_flops",
+    "copy_attention_reference",
+    "copy_attention_rows",
+    "copy_attention_rows_reference",
     "fused_linear",
     "fused_linear_reference",
     "head_masked_linear_flops",
@@ -57,4 +80,6 @@ __all__ = [
     "trim_tokens",
     "trim_tokens_reference",
     "unpack_linear_weight",
+    "vocabulary_log_probs",
+    "vocabulary_log_probs_reference",
 ]

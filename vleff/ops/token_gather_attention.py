@@ -1,7 +1,6 @@
 """token_gather_attention: attention within the samples of a ragged batch."""
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 import vleff._library  # noqa: F401  registers torch.ops.vleff
 from vleff.ops.debug import checks_values
 from vleff.ops.dropout import dropout_keep, round_to_float32
+from vleff.ops.ragged_offsets import has_data, sample_lengths, sample_rows
 
 Result = tuple[Tensor, Tensor, Tensor]
 
@@ -146,7 +146,7 @@ def token_gather_attention_reference(
     k, v = (k, v) if k_index is None else (k[k_index], v[k_index])
     kept_scale = 1 / (1 - round_to_float32(dropout_p))
     outs, lses, importances = [], [], []
-    for sample, (query_rows, key_rows) in enumerate(zip(_rows(q_offsets), _rows(k_offsets), strict=True)):
+    for sample, (query_rows, key_rows) in enumerate(zip(sample_rows(q_offsets), sample_rows(k_offsets), strict=True)):
         queries, keys, values = (x.transpose(0, 1) for x in (q[query_rows], k[key_rows], v[key_rows]))
         heads, query_count, key_count = queries.shape[0], queries.shape[1], keys.shape[1]
 
@@ -209,11 +209,6 @@ def _causal_pairs(queries: int, keys: int) -> int:
     """The last min(queries, keys) queries see keys - (that many) + 1, ..., keys keys."""
     seeing = min(queries, keys)
     return seeing * (keys - seeing) + seeing * (seeing + 1) // 2
-
-
-def _rows(offsets: Tensor) -> Iterable[slice]:
-    bounds = offsets.tolist()
-    return [slice(start, end) for start, end in pairwise(bounds)]
 
 
 @torch.library.register_fake("vleff::token_gather_attention")
@@ -323,11 +318,9 @@ def _flops_of_call(
     causal: bool,
 ) -> int:
     """Reads the lengths; tensors without data count as if every sample had the longest sample's lengths."""
-    batch = q_offsets.numel() - 1
-    if q_offsets.is_meta or isinstance(q_offsets, torch._subclasses.FakeTensor):
-        q_lengths, k_lengths, head_mask = [max_q] * batch, [max_k] * batch, None
-    else:
-        q_lengths, k_lengths = q_offsets.diff().tolist(), k_offsets.diff().tolist()
+    q_lengths, k_lengths = sample_lengths(q_offsets, max_q), sample_lengths(k_offsets, max_k)
+    if not has_data(q_offsets):
+        head_mask = None
     heads, head_dim = q.shape[1:]
     return token_gather_attention_flops(q_lengths, k_lengths, heads, head_dim, head_mask, causal)
 
