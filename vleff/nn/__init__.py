@@ -1,9 +1,17 @@
 """Modules over the ops, each usable alone in anyone's model, and RaggedBatch, which they take."""
 
+from vleff.nn.attention_distillation import CrossModalAttentionDistillationLoss
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.masked_feed_forward import masked_feed_forward
 from vleff.nn.masked_linear import MaskedLinear
 from vleff.nn.ragged import RaggedBatch
 from vleff.nn.token_gather_attention import TokenGatherAttention
 
-__all__ = ["FusedLinear", "MaskedLinear", "RaggedBatch", "TokenGatherAttention", "masked_feed_forward"]
+__all__ = [
+    "CrossModalAttentionDistillationLoss",
+    "FusedLinear",
+    "MaskedLinear",
+    "RaggedBatch",
+    "TokenGatherAttention",
+    "masked_feed_forward",
+]

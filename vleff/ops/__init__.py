@@ -3,6 +3,7 @@
 Importing this package loads the compiled library.
 """
 
+from vleff.ops.attention_distillation import attention_distillation, attention_distillation_reference
 from vleff.ops.fused_linear import (
     fused_linear,
     fused_linear_reference,
@@ -22,6 +23,8 @@ from vleff.ops.token_gather_attention import (
 
 __all__ = [
     "MaskedStructure",
+    "attention_distillation",
+    "attention_distillation_reference",
     "fused_linear",
     "fused_linear_reference",
     "masked_feed_forward",
