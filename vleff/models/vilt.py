@@ -8,7 +8,7 @@ from transformers.models.vilt.modeling_vilt import ViltEmbeddings, ViltEncoder, 
 from vleff.models.encoder import PackedEncoder
 from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PreNormLayer
 from vleff.models.registry import Adapter, register
-from vleff.models.vilt_patches import embed_patches
+from vleff.models.vilt_patches import draw_patches, embed_patches
 
 
 class PackedViltLayer(PreNormLayer, ViltLayer):
@@ -60,7 +60,8 @@ class PackedViltEmbeddings(ViltEmbeddings):
     """The same patches in the same random order under the same seed, without loops over patches."""
 
     def visual_embed(self, pixel_values: Any, pixel_mask: Any, max_image_length: int = 200) -> tuple[Any, Any, Any]:
-        return embed_patches(self, pixel_values, pixel_mask, max_image_length)
+        patches = draw_patches(pixel_mask, self.config.patch_size, max_image_length)
+        return embed_patches(self, pixel_values, pixel_mask, patches)
 
 
 register(
