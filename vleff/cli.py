@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vleff import cli_lottery
+from vleff import cli_dide, cli_lottery
 
 app = typer.Typer(
     help="Transformer encoders made faster by kernels that do only the work that matters for each input.",
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_lottery.app, name="lottery")
+app.add_typer(cli_dide.app, name="dide")
 console = Console()
 
 MODEL_HELP = (

@@ -9,12 +9,32 @@ from typing import Any
 
 # Public names by module, imported when first used: a store needs neither torch nor transformers.
 _MODULES = {
-    "ForeignRepresentationsError": "store",
-    "RepresentationStore": "store",
-    "RepresentationVersion": "store",
+    "DistillationConfig": "losses",
+    "DistillationTrainer": "training",
     "DualEncoder": "dual_encoder",
     "DualEncoderConfig": "config",
+    "DualEncoderForPreTraining": "pretraining",
     "DualEncoderOutput": "dual_encoder",
+    "FaissIndex": "exact_search",
+    "ForeignRepresentationsError": "version",
+    "FusionTeacher": "teacher",
+    "Gallery": "gallery",
+    "PreTrainingCollator": "pretraining",
+    "PreTrainingConfig": "pretraining",
+    "PreTrainingTrainer": "pretraining",
+    "Preprocessor": "preprocessing",
+    "RepresentationStore": "store",
+    "RepresentationVersion": "version",
+    "attention_loss": "losses",
+    "distil": "training",
+    "distil_pretraining": "pretraining",
+    "distillation_loss": "losses",
+    "encode": "encoding",
+    "encode_with_ray": "ray_encoding",
+    "image_files": "encoding",
+    "paper_arguments": "training",
+    "search": "exact_search",
+    "soft_label_loss": "losses",
 }
 __all__ = sorted(_MODULES)
 

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -23,49 +22,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vleff.dide.shard import ID_ENDS, IDS, JOURNAL, VECTORS, ShardReader, ShardWriter, sync_folder
+from vleff.dide.version import RepresentationVersion
 from vleff.training.checkpoints import replace_file
 
 DTYPES = ("float16", "float32")
 
 _MANIFEST, _SHARDS, _FORMAT = "store.json", "shards", 1
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-class ForeignRepresentationsError(ValueError):
-    """A store holds other representations than those asked for: of another model, or preprocessed otherwise."""
-
-
-@dataclass(frozen=True)
-class RepresentationVersion:
-    """What made a representation; vectors can only be compared with those of the same version.
-
-    Attributes:
-        modality: "image" or "text".
-        weights: hash of the weights and sizes of what encodes them.
-        preprocessing: hash of the settings of the processor.
-    """
-
-    modality: str
-    weights: str
-    preprocessing: str
-
-    def check(self, expected: "RepresentationVersion", folder: Path) -> None:
-        """Compares the version of a store with the one that is asked for.
-
-        Raises:
-            ForeignRepresentationsError: they differ.
-        """
-        reasons = {
-            "modality": f"holds {self.modality} representations, expected {expected.modality}",
-            "weights": "was encoded with other weights than this model's",
-            "preprocessing": "was encoded with other preprocessing settings than this model's",
-        }
-        for name, reason in reasons.items():
-            if getattr(self, name) != getattr(expected, name):
-                raise ForeignRepresentationsError(
-                    f"{folder} {reason} ({name} {getattr(self, name)[:12]}, expected {getattr(expected, name)[:12]}); "
-                    "encode again into a new store"
-                )
 
 
 class RepresentationStore:
@@ -90,7 +53,7 @@ class RepresentationStore:
     def __init__(self, folder: str | Path, version: RepresentationVersion | None = None) -> None:
         self.folder = Path(folder)
         manifest = _read_manifest(self.folder)
-        self.version = RepresentationVersion(**manifest["version"])
+        self.version = RepresentationVersion.from_dict(manifest["version"])
         self.width, self.dtype = int(manifest["width"]), np.dtype(manifest["dtype"]).newbyteorder("<")
         if version is not None:
             self.version.check(version, self.folder)
@@ -119,7 +82,7 @@ class RepresentationStore:
             raise ValueError(f"argument 'width': expected at least 1, got {width}")
         folder = Path(folder)
         (folder / _SHARDS).mkdir(parents=True, exist_ok=True)
-        manifest = {"format": _FORMAT, "width": width, "dtype": dtype, "version": asdict(version)}
+        manifest = {"format": _FORMAT, "width": width, "dtype": dtype, "version": version.to_dict()}
         text = json.dumps(manifest, indent=1) + "\n"
         with _alone(folder):
             if not (folder / _MANIFEST).exists():

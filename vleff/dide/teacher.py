@@ -85,7 +85,8 @@ class FusionTeacher:
         else:
             embedded, mask, patches = self._embed(inputs["pixel_values"], inputs.get("pixel_mask"))
         masks = [mask != 0] if mask.dim() == 2 else [mask[:, number] != 0 for number in range(mask.shape[1])]
-        return SharedInputs(text | {"image_embeds": embedded, "pixel_mask": mask}, patches, text_mask, masks)
+        images = {"image_embeds": embedded, "pixel_mask": mask[..., None, :]}  # as of images of one row of pixels
+        return SharedInputs(text | images, patches, text_mask, masks)
 
     @torch.no_grad()
     def answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
