@@ -95,7 +95,7 @@ class DualEncoder(PreTrainedModel):
             task: of `DualEncoderConfig`, as are further arguments.
 
         Raises:
-            TypeError: AutoModel makes another class of a tower's config.
+            TypeError: a tower's config stands for another class of encoders.
         """
         text, image = copy.deepcopy(text_model.config), copy.deepcopy(image_model.config)
         model = cls(DualEncoderConfig(text_config=text, image_config=image, task=task, **config))
@@ -103,8 +103,8 @@ class DualEncoder(PreTrainedModel):
             own = getattr(model, name)
             if type(own) is not type(tower):
                 raise TypeError(
-                    f"argument '{name}': expected an encoder that AutoModel makes of its config, "
-                    f"{type(own).__name__}, got {type(tower).__name__}"
+                    f"argument '{name}': expected the encoder that its config stands for, {type(own).__name__}, got "
+                    f"{type(tower).__name__}"
                 )
             own.load_state_dict(tower.state_dict())
         nn.Module.to(model, dtype=text_model.dtype)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import vleff
 from vleff.dide.dual_encoder import DualEncoder, evaluating
-from vleff.dide.preprocessing import Preprocessor
 from vleff.dide.exact_search import Found, search
+from vleff.dide.preprocessing import Preprocessor
 from vleff.dide.store import RepresentationStore
 
 _PAIRS = 4096  # whose hidden layers are in memory at once
