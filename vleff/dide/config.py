@@ -17,6 +17,7 @@ class DualEncoderConfig(PreTrainedConfig):
     Attributes:
         text_config, image_config: of the towers, of any transformers encoders. A ViltConfig stands for a tower of
             ViLT's layers over one modality alone, any other one for the model that AutoModel makes of it.
+        text_class, image_class: the towers' classes in transformers, where AutoModel knows none for their configs.
         task: "vqa" (answers are classes), "nlvr2" (a text and two images), "snli-ve" (entailment) or "retrieval".
         num_labels: classes of the task; 3,129, 2 or 3 if left out.
         width: of the representations, that are stored. None takes the width of the text tower.
@@ -35,6 +36,8 @@ class DualEncoderConfig(PreTrainedConfig):
 
     text_config: Any = None
     image_config: Any = None
+    text_class: str | None = None
+    image_class: str | None = None
     task: str = "vqa"
     width: int | None = None
     text_pooling: str = "pooler"

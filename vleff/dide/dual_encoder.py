@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel, ViltConfig, ViltModel, ViltPreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel, ViltConfig, ViltModel, ViltPreTrainedModel
 from transformers.utils import ModelOutput
 
 from vleff.dide.config import DualEncoderConfig
@@ -56,8 +57,8 @@ class DualEncoder(PreTrainedModel):
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__(config)
         text, image = config.text_config, config.image_config
-        self.text_model = ViltTextModel(text) if isinstance(text, ViltConfig) else AutoModel.from_config(text)
-        self.image_model = ViltImageModel(image) if isinstance(image, ViltConfig) else AutoModel.from_config(image)
+        self.text_model = _tower(text, ViltTextModel, config.text_class)
+        self.image_model = _tower(image, ViltImageModel, config.image_class)
         width, is_retrieval = config.width, config.task == "retrieval"
         labels: Any = config.num_labels
         assert width is not None
@@ -98,7 +99,8 @@ class DualEncoder(PreTrainedModel):
             TypeError: a tower's config stands for another class of encoders.
         """
         text, image = copy.deepcopy(text_model.config), copy.deepcopy(image_model.config)
-        model = cls(DualEncoderConfig(text_config=text, image_config=image, task=task, **config))
+        classes: dict[str, Any] = {"text_class": _class_name(text_model), "image_class": _class_name(image_model)}
+        model = cls(DualEncoderConfig(text_config=text, image_config=image, task=task, **classes, **config))
         for name, tower in (("text_model", text_model), ("image_model", image_model)):
             own = getattr(model, name)
             if type(own) is not type(tower):
@@ -216,6 +218,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _given(**inputs: Tensor | None) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if value is not None}
+
+
+def _tower(config: Any, vilt_tower: type[PreTrainedModel], class_name: str | None) -> PreTrainedModel:
+    if class_name is not None:
+        return getattr(transformers, class_name)(config)
+    return vilt_tower(config) if isinstance(config, ViltConfig) else AutoModel.from_config(config)
+
+
+def _class_name(tower: PreTrainedModel) -> str | None:
+    """The name of a tower's class, None if its config stands for it."""
+    known = isinstance(tower.config, (ViltConfig, *MODEL_MAPPING.keys()))
+    return None if known else type(tower).__name__
 
 
 def _projection(inputs: int, width: int, always: bool) -> nn.Module:

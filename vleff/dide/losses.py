@@ -154,9 +154,11 @@ def attention_loss(attention: CrossModalAttention, average_padded: bool = False)
     """
     measure = CrossModalAttentionDistillationLoss(average_padded)
     text_mask, text_length = attention.text_mask, attention.text_mask.shape[1]
+    _check_tokens("text", attention.student_text, 0, text_mask)
     student_text_q, student_text_k = attention.student_text.ragged(0, text_mask)
     losses = []
     for call, image_mask in enumerate(attention.image_masks):
+        _check_tokens("image", attention.student_image, call, image_mask)
         student_image_q, student_image_k = attention.student_image.ragged(call, image_mask)
         joint = torch.cat([text_mask, image_mask], 1)
         by_modality = [
@@ -164,16 +166,6 @@ def attention_loss(attention: CrossModalAttention, average_padded: bool = False)
             for part in attention.teacher.ragged(call, joint)
         ]
         (teacher_text_q, teacher_image_q), (teacher_text_k, teacher_image_k) = by_modality
-        for name, own, theirs in (
-            ("text", student_text_q, teacher_text_q),
-            ("image", student_image_q, teacher_image_q),
-        ):
-            if own.values.shape[0] != theirs.values.shape[0]:
-                raise ValueError(
-                    f"attention distillation: expected a student with the teacher's {theirs.values.shape[0]} {name} "
-                    f"tokens, got {own.values.shape[0]}; a student of other tokens learns from soft labels alone: "
-                    "attention_weight=0"
-                )
         teacher_queries, student_queries = teacher_text_q.values, student_text_q.values
         if average_padded:
             teacher_queries = attention.teacher.padded_queries(call)[:, :text_length].flatten(0, 1)
@@ -191,6 +183,15 @@ def attention_loss(attention: CrossModalAttention, average_padded: bool = False)
             )
         )
     return torch.stack(losses).mean()
+
+
+def _check_tokens(modality: str, student: Recording, call: int, mask: Tensor) -> None:
+    if not student.fits(call, mask):
+        raise ValueError(
+            f"attention distillation: expected a student with the {modality} tokens of its teacher, [batch, length] = "
+            f"{list(mask.shape)}, got queries {list(student.queries[call].shape)}; a student of other tokens learns "
+            "from soft labels alone: attention_weight=0"
+        )
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:

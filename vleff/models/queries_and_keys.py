@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vleff.models.layer import AttentionParts, PackedLayer
 from vleff.models.registry import base_models
 from vleff.nn.ragged import RaggedBatch
+from vleff.ops.fused_linear import FEWEST_ROWS
 
 
 def last_attention(model: nn.Module) -> AttentionParts:
@@ -46,6 +47,13 @@ class Recording:
         self.head_dim = head_dim
         self.queries: list[Tensor] = []
         self.keys: list[Tensor] = []
+
+    def fits(self, call: int, mask: Tensor) -> bool:
+        """Whether a call had the tokens that a mask [batch, length] says."""
+        recorded = self.queries[call]
+        if recorded.dim() == 3:
+            return recorded.shape[:2] == mask.shape
+        return recorded.shape[0] == max(int(mask.sum()), FEWEST_ROWS) or recorded.shape[0] == int(mask.sum())
 
     def ragged(self, call: int, mask: Tensor) -> tuple[RaggedBatch, RaggedBatch]:
         """Queries and keys of a call without padding, values [tokens, heads, head_dim].

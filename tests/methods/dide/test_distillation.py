@@ -45,7 +45,7 @@ def test_soft_labels_of_ranked_pairs_only() -> None:
             known = ~target.isnan()
             p = target[known].softmax(0)
             expected += float((p * (p.log() - row[known].log_softmax(0))).sum()) / 8
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert own.grad is not None and torch.isfinite(own.grad).all()
     assert own.grad[0, 1] == 0 and own.grad[0, 0] != 0
@@ -179,7 +179,7 @@ def test_no_loss_is_left_and_tokens_that_do_not_fit() -> None:
     other = shaken(DualEncoder.from_towers(text(), image(), "vqa", num_labels=ANSWERS))
     square = texts() | {"pixel_values": torch.randn(4, 3, 32, 32)}
     fusion = teacher("vqa", patch_size=16)
-    with pytest.raises(ValueError, match="expected a student with the teacher's 20 image tokens, got"):
+    with pytest.raises(ValueError, match=r"expected a student with the image tokens of its teacher, .* \[4, 5\]"):
         distil(other, FusionTeacher(fusion), square, DistillationConfig())
     losses, _ = distil(other, FusionTeacher(fusion), square, DistillationConfig(attention_weight=0))
     assert losses.parts.keys() == {"soft"}
