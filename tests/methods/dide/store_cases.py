@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vleff.dide.store import RepresentationStore, RepresentationVersion
+from vleff.dide.store import RepresentationStore
+from vleff.dide.version import RepresentationVersion
 
-VERSION = RepresentationVersion("image", "a" * 64, "b" * 64)
+VERSION = RepresentationVersion("image", "a" * 64, {"size": 384, "mean": (0.5, 0.5)})
 WIDTH = 24
 
 

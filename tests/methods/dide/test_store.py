@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from methods.dide.store_cases import VERSION, WIDTH, assert_rows, fill, new_store, row_ids, row_vectors
 
-from vleff.dide.store import ForeignRepresentationsError, RepresentationStore
+from vleff.dide import ForeignRepresentationsError, RepresentationStore
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -51,16 +51,18 @@ def test_a_store_shows_what_was_committed_when_it_was_opened(tmp_path: Path) -> 
 
 def test_other_versions_are_refused(tmp_path: Path) -> None:
     new_store(tmp_path)
-    for name, message in (
-        ("modality", "holds image representations, expected text"),
-        ("weights", "was encoded with other weights than this model's .weights aaaaaaaaaaaa, expected text"),
-        ("preprocessing", "was encoded with other preprocessing settings"),
+    for change, message in (
+        ({"modality": "text"}, "holds image representations, expected those of texts"),
+        ({"weights": "b" * 64}, "was encoded with weights aaaaaaaaaaaa, expected those of this model, bbbbbbbbbbbb"),
+        ({"settings": {"size": 385}}, "was encoded with size = 384, expected 385, as this model has it"),
+        ({"settings": {"mean": (0.4, 0.5)}}, r"was encoded with mean = \[0.5, 0.5\], expected \[0.4, 0.5\]"),
     ):
-        other = replace(VERSION, **{name: "text"})
+        other = replace(VERSION, **change)
         with pytest.raises(ForeignRepresentationsError, match=message):
             RepresentationStore(tmp_path, other)
         with pytest.raises(ForeignRepresentationsError, match="encode again into a new store"):
             new_store(tmp_path, version=other)
+    RepresentationStore(tmp_path, replace(VERSION, settings={**VERSION.settings, "later": True}))
     with pytest.raises(ValueError, match=f"argument 'width': expected {WIDTH}, which .* has, got 7"):
         RepresentationStore.create(tmp_path, VERSION, 7)
     with pytest.raises(ValueError, match=r"argument 'dtype': expected float16, which .* has, got float32"):

@@ -15,7 +15,7 @@ from methods.dide.store_cases import WIDTH, assert_rows, fill, new_store, row_id
 from vleff.dide import shard
 from vleff.dide.store import RepresentationStore
 
-KILLS = 30
+KILLS = 20
 # appends batches of 1 to 40 rows without end, and says after each how many rows are there
 WRITER = """
 import os, random, sys
