@@ -4,8 +4,8 @@
     vleff dide encode MODEL IMAGES --store STORE
     python examples/dide_search_page.py MODEL STORE IMAGES
 
-MODEL was made for retrieval by `vleff dide train`, IMAGES is the folder that was encoded. When a question comes, only its
-text is encoded; no image is read but those that are shown.
+MODEL was made for retrieval by `vleff dide train`, IMAGES is the folder that was encoded. When a question comes, only
+its text is encoded; no image is read but those that are shown.
 """
 
 import argparse

@@ -170,7 +170,7 @@ def test_only_stores_of_one_kind_are_merged(tmp_path: Path) -> None:
     fill(tmp_path / "all", 3)
     target = RepresentationStore(tmp_path / "all")
     new_store(tmp_path / "foreign", version=replace(VERSION, weights="c"))
-    with pytest.raises(ForeignRepresentationsError, match="other weights"):
+    with pytest.raises(ForeignRepresentationsError, match="expected those of this model"):
         target.merge([RepresentationStore(tmp_path / "foreign")])
     with pytest.raises(ValueError, match="expected 24 columns of float16, got 24 of float32"):
         target.merge([new_store(tmp_path / "wide", "float32")])
