@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vleff import cli_lottery
+from vleff import cli_dide, cli_lottery
 from vleff.terminal import console, failure, say
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_lottery.app, name="lottery")
+app.add_typer(cli_dide.app, name="dide")
 
 MODEL_HELP = (
     "bert-base, roberta-base, distilbert-base, vit-base, vilt, bridgetower, blip, clip or meter (published size, "

@@ -51,6 +51,10 @@ class Photos:
         """A square crop, [3, edge, edge]."""
         return self._crop(number, (1, 1), (edge, edge))
 
+    def of_size(self, number: int, width: int, height: int) -> Tensor:
+        """A crop of any size, [3, height, width]."""
+        return self._crop(number, (width, height), (width, height))
+
     def as_taken(self, number: int) -> Tensor:
         """A crop in the photo's own format and the size that ViLT gives it, [3, height, width].
 

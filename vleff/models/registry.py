@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 # a transformers model's folder -> the file here that holds its adapter, where the names differ
 _ALIASES = {"xlm_roberta": "roberta", "camembert": "roberta"}
 # files here that define models of their own, with their adapters
-_OWN_FAMILIES = ("meter", "blip_nlvr2")
+_OWN_FAMILIES = ("meter", "blip_nlvr2", "vilt_towers")
 
 # The versions of transformers that the adapters were checked with.
 CHECKED_VERSIONS = ("5.17", "5.23", "5.24")

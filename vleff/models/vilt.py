@@ -10,7 +10,7 @@ from vleff.models.encoder import PackedEncoder, PackedModel, self_attending_stre
 from vleff.models.layer import AttentionParts, FeedForwardParts, LayerParts, PreNormLayer, normalize, runs_packed
 from vleff.models.registry import Adapter, register
 from vleff.models.trimming import Stream, StreamSpec, active_trimming
-from vleff.models.vilt_patches import embed_patches
+from vleff.models.vilt_patches import draw_patches, embed_patches
 
 
 class PackedViltLayer(PreNormLayer, ViltLayer):
@@ -65,7 +65,8 @@ class PackedViltEmbeddings(ViltEmbeddings):
     """The same patches in the same random order under the same seed, without loops over patches."""
 
     def visual_embed(self, pixel_values: Any, pixel_mask: Any, max_image_length: int = 200) -> tuple[Any, Any, Any]:
-        return embed_patches(self, pixel_values, pixel_mask, max_image_length)
+        patches = draw_patches(pixel_mask, self.config.patch_size, max_image_length)
+        return embed_patches(self, pixel_values, pixel_mask, patches)
 
 
 class TrimmedViltModel(PackedModel, ViltModel):

@@ -44,16 +44,37 @@ def _(patch_mask: Tensor, max_patches: int) -> Tensor:
     return patch_mask.new_empty(patch_mask.shape[0], patches)
 
 
-def embed_patches(
-    embeddings: Any, pixel_values: Tensor, pixel_mask: Tensor, max_patches: int
-) -> tuple[Tensor, Tensor, tuple[Tensor, tuple[int, int]]]:
-    """What `ViltEmbeddings.visual_embed` returns, with the same patches under the same seed.
+def draw_patches(pixel_mask: Tensor, patch_size: int, max_patches: int) -> Tensor:
+    """Which patches `ViltEmbeddings.visual_embed` would take next, in its random order, under the same seed.
 
     Args:
-        embeddings: the ViltEmbeddings, of width d.
+        pixel_mask: [batch, height, width], 1 within each image, which starts at the top left.
+        patch_size: edge of a patch in pixels.
+        max_patches: of an image, as in `config.max_image_length`; below 0 for no limit.
+
+    Returns:
+        int64 [batch, patches], numbers of patches, counted row by row; patches = the most that an image has. One
+        with fewer gets some of its padding.
+    """
+    return _draw_patches(_patch_mask(pixel_mask, patch_size), max_patches)
+
+
+def all_patches(pixel_mask: Tensor, patch_size: int) -> Tensor:
+    """All patches in order, as `draw_patches` returns them; the padding of smaller images comes last."""
+    mask = _patch_mask(pixel_mask, patch_size).flatten(1)
+    return mask.argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+
+
+def embed_patches(
+    embeddings: Any, pixel_values: Tensor, pixel_mask: Tensor, patches: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, tuple[int, int]]]:
+    """What `ViltEmbeddings.visual_embed` returns, for given patches.
+
+    Args:
+        embeddings: the ViltEmbeddings, of width d, or others with the same parts for images.
         pixel_values: [batch, channels, height, width].
         pixel_mask: [batch, height, width], 1 within each image, which starts at the top left.
-        max_patches: as in `config.max_image_length`.
+        patches: int64 [batch, patches], as `draw_patches` returns them.
 
     Returns:
         embeddings [batch, 1 + patches, d] (a class token first), mask int64 [batch, 1 + patches], and the
@@ -61,12 +82,11 @@ def embed_patches(
     """
     features = embeddings.patch_embeddings(pixel_values)  # [batch, d, rows, columns]
     batch, _, rows, columns = features.shape
-    mask = functional.interpolate(pixel_mask[:, None].float(), size=(rows, columns)).long()[:, 0]
-    drawn = _draw_patches(mask, max_patches)
-    numbers = (drawn + rows * columns * torch.arange(batch, device=drawn.device)[:, None]).flatten()
+    mask = _patch_mask(pixel_mask, embeddings.config.patch_size)
+    numbers = (patches + rows * columns * torch.arange(batch, device=patches.device)[:, None]).flatten()
     chosen = features.flatten(2).transpose(1, 2).flatten(0, 1).index_select(0, numbers).unflatten(0, (batch, -1))
     chosen_mask = mask.flatten().index_select(0, numbers).unflatten(0, (batch, -1))
-    row, column = drawn // columns, drawn % columns
+    row, column = patches // columns, patches % columns
     grid = embeddings.config.image_size // embeddings.config.patch_size
     table = embeddings.position_embeddings[0]
     positions = _interpolate(table[1:], grid, row, column, mask[:, :, 0].sum(1), mask[:, 0].sum(1))
@@ -74,6 +94,12 @@ def embed_patches(
     positions = torch.cat([table[:1].expand(batch, 1, -1), positions.to(table.dtype)], 1)
     whole_mask = functional.pad(chosen_mask, (1, 0), value=1)
     return embeddings.dropout(tokens + positions), whole_mask, (torch.stack([row, column], -1), (rows, columns))
+
+
+def _patch_mask(pixel_mask: Tensor, patch_size: int) -> Tensor:
+    """int64 [batch, rows, columns], 1 at the patches of an image, 0 at its padding."""
+    size = tuple(extent // patch_size for extent in pixel_mask.shape[1:])
+    return functional.interpolate(pixel_mask[:, None].float(), size=size).long()[:, 0]
 
 
 def _interpolate(table: Tensor, grid: int, row: Tensor, column: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
