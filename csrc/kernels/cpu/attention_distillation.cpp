@@ -32,7 +32,7 @@ struct SideTask {
     keys = key_count;
     stride = logits_stride(keys);
     scale = side.scale * log2_of_e;
-    pack_transposed<Product>(k, keys, keys_transposed);
+    pack_transposed<Product>(k, keys, words<Product>(k.width), keys_transposed);
   }
 
   // <q, k> of a block of queries with all keys.

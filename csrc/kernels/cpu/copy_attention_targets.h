@@ -27,7 +27,7 @@ struct QueryTile {
 
   void multiply_queries(RaggedRows<T> rows, int64_t count, const SourceRows<T>& source) const {
     const int64_t depth = words<Product>(rows.width);
-    pack_transposed<Product>(source.keys, source.count, keys_transposed);
+    pack_transposed<Product>(source.keys, source.count, depth, keys_transposed);
     multiply<Product>(left_operand<Product>(rows, count, queries), packed_panels(keys_transposed, depth),
                       {tile, logits_stride(source.count)}, count, source.count, depth, false);
   }
