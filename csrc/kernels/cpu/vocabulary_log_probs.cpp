@@ -50,7 +50,8 @@ struct HiddenPanels {
         panels(arena.take<Word>(panel_words(round_up(p.rows, row_chunk), depth))) {}
 
   void pack(int64_t first_row, int64_t count) const {
-    pack_transposed<Product>(matrix<T>(problem.hidden, problem.width, first_row), count, depth, of(first_row));
+    pack_transposed<Product>(matrix<T>(problem.hidden, problem.width, first_row), count, depth,
+                             of(first_row));
   }
   Word* of(int64_t first_row) const { return panels + first_row * depth; }
 };
