@@ -24,6 +24,7 @@ from vleff.bench import tune, tune_masked
 from vleff.bench.timing import Comparison
 from vleff.cli import app
 from vleff.nn.fused_linear import FusedLinear
+from vleff.ops.fused_linear import packs_linear_weight
 
 QUICK_SPARSE = {"SHAPES": ((128, 64),), "DENSITIES": (0.3, 0.6), "ROWS": (16,), "_SECONDS": 0.01}
 QUICK = {"SHAPES": ((32, 16), (64, 64)), "ROWS": (16,), "_SECONDS": 0.001, "_LEAST_ROUNDS": 6}
@@ -152,7 +153,8 @@ def test_no_result_depends_on_the_table(path: Path, dtype: torch.dtype) -> None:
         with torch.inference_mode():
             outputs.append(model(ids, attention_mask=mask).last_hidden_state)
         packed.append(sum(isinstance(m, FusedLinear) and m.is_packed for m in model.modules()))
-    assert packed == [0, 4, 13]  # none, the feed-forward blocks, all
+    # none, the feed-forward blocks, all; oneDNN packs no bfloat16 on processors without instructions for it
+    assert packed == ([0, 4, 13] if packs_linear_weight(dtype) else [0, 0, 0])
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
 

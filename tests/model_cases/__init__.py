@@ -45,6 +45,17 @@ class Case:
         return output[self.valid] if by_token else output
 
 
+FEW_VALUES = 64
+
+
+def most_error(plain: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """How far from the exact output one may be where plain torch gives `plain`: twice as far.
+
+    Three times as far in an output of few values: the largest of few rounding errors is a matter of chance.
+    """
+    return (2 if exact.numel() >= FEW_VALUES else 3) * (plain - exact).abs().max()
+
+
 def tensors(output: object, name: str = "") -> dict[str, torch.Tensor]:
     """The floating-point tensors in an output, by their path, those in nested outputs included.
 

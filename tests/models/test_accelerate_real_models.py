@@ -93,7 +93,8 @@ def test_vit_on_photos(shared_data):
     ours = vleff.accelerate(model)(pixels, output_hidden_states=True)
     largest, error = plain[0].abs().max(), (plain[0] - exact[0]).abs().max()
     # this model magnifies rounding: transformers' own SDPA and eager attention differ by 2.8e-6 * largest
-    assert (ours[0] - plain[0]).abs().max() <= max(2e-6 * largest, error)
+    # two independent errors are up to sqrt(2) of one apart
+    assert (ours[0] - plain[0]).abs().max() <= max(2e-6 * largest, 2**0.5 * error)
     assert (ours[0] - exact[0]).abs().max() <= 2 * error
     assert len(ours.hidden_states) == 13
     features = torch.nn.functional.normalize(ours.last_hidden_state[:, 0], dim=1)
