@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering
+from model_cases import make_case
+from transformers import BertConfig, BertForQuestionAnswering, ViltForQuestionAnswering
 
 import vleff
 
@@ -20,6 +21,7 @@ def names(tmp_path: Path) -> dict[str, Any]:
     config = BertConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, intermediate_size=128)
     directory = tmp_path / "model"
     BertForQuestionAnswering(config).save_pretrained(directory)
+    make_case(ViltForQuestionAnswering, num_labels=7).model.save_pretrained(tmp_path / "vilt")
     ends = torch.tensor([2, 3])
     tokens = torch.randint(5, 1000, (2, 9))
     return {
@@ -28,6 +30,11 @@ def names(tmp_path: Path) -> dict[str, Any]:
         "BertForQuestionAnswering": BertForQuestionAnswering,
         "directory": directory,
         "elsewhere": tmp_path / "copy",
+        "ViltForQuestionAnswering": ViltForQuestionAnswering,
+        "vilt": tmp_path / "vilt",
+        "trimmed": tmp_path / "trimmed",
+        "questions": {"input_ids": tokens % 99, "pixel_values": torch.randn(2, 3, 40, 40), "labels": torch.rand(2, 7)},
+        "offsets": torch.tensor([0, 5, 17], dtype=torch.int32),
         "batch": {"input_ids": tokens, "start_positions": ends - 1, "end_positions": ends},
         "padded": torch.randn(2, 5, 8),
         "mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]),

@@ -78,9 +78,11 @@ class DualEncoder(PreTrainedModel):
         """A student whose towers both begin with the weights of a fusion encoder; its head begins at random.
 
         Args:
-            fusion: a ViltModel, or one with any head.
+            fusion: a ViltModel, or one with any head; the student has as many classes as a classifier on it.
             task: of `DualEncoderConfig`, as are further arguments.
         """
+        if task != "retrieval" and hasattr(fusion, "classifier"):
+            config.setdefault("num_labels", fusion.config.num_labels)
         base: Any = fusion if isinstance(fusion, ViltModel) else fusion.vilt
         return cls.from_towers(ViltTextModel.from_fusion(base), ViltImageModel.from_fusion(base), task, **config)
 

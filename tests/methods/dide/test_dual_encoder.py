@@ -46,7 +46,7 @@ def test_towers_begin_as_the_fusion_encoder(task: str) -> None:
         for name in names:
             assert torch.equal(own[name], theirs[name.replace(tower, "vilt", 1)]), name
             assert own[name].data_ptr() != theirs[name.replace(tower, "vilt", 1)].data_ptr()
-    assert model.config.num_labels == {"vqa": 3129, "nlvr2": 2, "snli-ve": 3, "retrieval": 2}[task]
+    assert model.config.num_labels == {"vqa": ANSWERS, "nlvr2": 2, "snli-ve": 3, "retrieval": 2}[task]
 
 
 def test_shallow_interaction_is_a_layer_over_both() -> None:
