@@ -154,8 +154,7 @@ def co_attending_stream(name: str, other: str, other_width: int, layers: list[Pa
 
 def unpack_stream(stream: Stream) -> torch.Tensor:
     """The padded batch, from which a later encoder can go on with the stream's gates."""
-    padded = stream.unpack()
-    return remember_stream(padded, stream) if stream.gates is not None else padded
+    return remember_stream(stream.unpack(), stream)
 
 
 def _with_one_more_sample(batch: RaggedBatch) -> RaggedBatch:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from vleff.nn.ragged import RaggedBatch
 
-_STREAM, _MEMORY = "_vleff_stream", "_vleff_memory"
+_STREAM, _MEMORY, _INITIAL = "_vleff_stream", "_vleff_memory", "_vleff_initial"
 
 
 class BlockSpec(NamedTuple):
@@ -303,8 +303,14 @@ def refuse_watchers(arguments: dict[str, Any], config: Any, reason: str | None =
 
 
 def remember_stream(padded: Tensor, stream: Stream) -> Tensor:
-    """Lets whoever gets exactly this padded tensor go on with the stream that it was unpacked from."""
-    setattr(padded, _STREAM, (stream.without_merged(), padded._version))
+    """Lets whoever gets exactly this padded tensor know the stream that it was unpacked from.
+
+    It goes on with that stream where gates tell which of its tokens are dropped but still there. Tensors of
+    torch.inference_mode do not tell whether they were changed since: there it goes by the zeros of dropped tokens.
+    """
+    setattr(padded, _INITIAL, stream.initial)
+    if stream.gates is not None and not padded.is_inference():
+        setattr(padded, _STREAM, (stream.without_merged(), padded._version))
     return padded
 
 
@@ -330,7 +336,8 @@ def memory_stream(padded: Tensor, mask: Tensor | None) -> Stream:
     stream = stream_of(padded)
     if stream is None:
         visible = visible_rows(padded)
-        return Stream.pack(padded, visible if mask is None else visible & mask)
+        stream = Stream.pack(padded, visible if mask is None else visible & mask)
+        return replace(stream, initial=getattr(padded, _INITIAL, stream.initial))
     return stream if mask is None else stream.compact(stream.tokens.gather(mask))
 
 

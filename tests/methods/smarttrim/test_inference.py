@@ -2,8 +2,10 @@
 
 import copy
 
+import pytest
 import torch
 from methods.smarttrim.families import Trimmed
+from model_cases import tensors
 
 from vleff import smarttrim
 
@@ -59,6 +61,25 @@ def test_repeated_decisions_give_the_same_outputs_in_both_modes(family):
         masked = family.outputs()
     assert_close(masked, inference)
     assert drawn.keys() == inference.keys()
+
+
+def test_both_modes_count_the_same_tokens_heads_and_multiply_adds(family):
+    _, runs = record(family)
+    with smarttrim.repeated(family.model, runs):
+        _, masked_runs = record(family, "masked")
+    gathered, masked = (smarttrim.kept_by(family.model, made) for made in (runs, masked_runs))
+    for one, two in zip(gathered.layers, masked.layers, strict=True):
+        assert (one.initial, one.tokens, one.heads) == (two.initial, two.tokens, two.heads)
+    assert abs(gathered.flop_ratio - masked.flop_ratio) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["gathered", "masked"])
+def test_inference_mode_gives_the_same(family, mode):
+    expected, runs = record(family, mode)
+    torch.manual_seed(0)
+    with torch.inference_mode(), smarttrim.running(family.model, mode), smarttrim.repeated(family.model, runs):
+        actual = tensors(family.model(**family.case.inputs))
+    assert_close(actual, expected)
 
 
 def test_full_capacity_is_the_accelerated_model(family):
