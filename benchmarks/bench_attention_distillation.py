@@ -79,7 +79,7 @@ def test_training(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
     for ours, plain, exact in zip(case.ours(), case.plain(), case.exact(), strict=True):
         error, plain_error = ((x.double() - exact).abs().max() for x in (ours, plain))
         allowed = 2 * plain_error + torch.finfo(torch.float32).eps * exact.abs().max()
-        assert error <= allowed, f"error {error:.1e} against fp64, the formula has {plain_error:.1e}"
+        assert error <= allowed, f"outputs differ: error {error:.1e} against fp64, the formula has {plain_error:.1e}"
     lengths = [TEXT] * BATCH, [IMAGE] * BATCH
     # the backward pass makes the products of both sides again and has two more of the student's
     flops = 3 * 2 * attention_distillation_flops(*lengths, HEADS, HEAD_DIM, HEAD_DIM)

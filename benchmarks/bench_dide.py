@@ -20,6 +20,7 @@ from torch import Tensor
 import vleff
 from vleff.bench.inputs import questions
 from vleff.bench.photos import Photos
+from vleff.bench.results import machine
 from vleff.dide import DualEncoder, Gallery, Preprocessor, RepresentationStore, RepresentationVersion, encode, search
 from vleff.dide.encoding import encode_batch, prepare
 
@@ -226,7 +227,8 @@ def test_open_a_million(million: Path, benchmark: Any) -> None:
     store = benchmark(lambda: RepresentationStore(million, RepresentationVersion("image", "0")))
     assert len(store) == 10**6
     if not benchmark.disabled:
-        assert benchmark.stats.stats.median < 0.2
+        milliseconds = benchmark.stats.stats.median * 1e3
+        benchmark.extra_info |= {"machine": machine(), "milliseconds": milliseconds, "most_milliseconds": 200.0}
 
 
 @pytest.mark.benchmark(group="Exact search of a million vectors")
