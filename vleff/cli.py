@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vleff import cli_dide, cli_lottery
+from vleff import cli_dide, cli_lottery, cli_unanswerable
 from vleff.terminal import console, failure, say
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_lottery.app, name="lottery")
 app.add_typer(cli_dide.app, name="dide")
+app.add_typer(cli_unanswerable.app, name="unanswerable")
 
 MODEL_HELP = (
     "bert-base, roberta-base, distilbert-base, vit-base, vilt, bridgetower, blip, clip or meter (published size, "

@@ -1,4 +1,4 @@
-"""Reads reading-comprehension data in the JSON format of SQuAD 1.1 and 2.0, plain or compressed by gzip."""
+"""Reading-comprehension data in the JSON format of SQuAD 1.1 and 2.0, plain or compressed by gzip."""
 
 import gzip
 import json
@@ -113,10 +113,15 @@ def paragraphs_of(rows: Iterable[Mapping[str, Any]], name: str) -> list[Paragrap
 def _paragraph(title: str, content: dict[str, Any]) -> Paragraph:
     if not isinstance(content["context"], str):
         raise TypeError(f'"context" is {content["context"]!r}, expected text')
-    return Paragraph(title, content["context"], tuple(_question(question) for question in content["qas"]))
+    return Paragraph(title, content["context"], tuple(parse_question(question) for question in content["qas"]))
 
 
-def _question(content: dict[str, Any]) -> Question:
+def parse_question(content: dict[str, Any]) -> Question:
+    """A question of a SQuAD file.
+
+    Raises:
+        KeyError, TypeError, ValueError: a field is missing or of another type.
+    """
     return Question(
         id=str(content["id"]),
         text=content["question"],
@@ -124,6 +129,23 @@ def _question(content: dict[str, Any]) -> Question:
         plausible_answers=_answers(content.get("plausible_answers", [])),
         is_impossible=bool(content.get("is_impossible", False)),
     )
+
+
+def question_json(question: Question) -> dict[str, Any]:
+    """A question as SQuAD 2.0 files have it."""
+    content: dict[str, Any] = {
+        "id": question.id,
+        "question": question.text,
+        "answers": [_answer_json(answer) for answer in question.answers],
+        "is_impossible": question.is_impossible,
+    }
+    if question.is_impossible:
+        content["plausible_answers"] = [_answer_json(answer) for answer in question.plausible_answers]
+    return content
+
+
+def _answer_json(answer: Answer) -> dict[str, Any]:
+    return {"text": answer.text, "answer_start": answer.start}
 
 
 def _answers(content: list[dict[str, Any]]) -> tuple[Answer, ...]:
