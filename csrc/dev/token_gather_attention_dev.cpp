@@ -72,7 +72,7 @@ struct Inputs {
       problem.key_bias = key_bias->data();
     }
     const double scale = option("scale", 1.0), dropout_p = option("dropout_p", 0.0);
-    check_scale(op, scale);
+    check_scale(op, "scale", scale);
     check_dropout(op, dropout_p);
     problem.scale = static_cast<float>(scale);
     problem.dropout_p = static_cast<float>(dropout_p);

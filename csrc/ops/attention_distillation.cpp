@@ -53,11 +53,8 @@ void check_operands(const char* op, const Arguments& a) {
     reject(op, "k_offsets", text("as many offsets as q_offsets, ", a.q_offsets.numel()),
            text(a.k_offsets.numel()));
   }
-  const auto check_scale = [&](const char* argument, double scale) {
-    if (!std::isfinite(static_cast<float>(scale))) reject(op, argument, "a finite number", text(scale));
-  };
-  check_scale("teacher_scale", a.teacher_scale);
-  check_scale("student_scale", a.student_scale);
+  check_scale(op, "teacher_scale", a.teacher_scale);
+  check_scale(op, "student_scale", a.student_scale);
 }
 
 Inputs checked_inputs(const char* op, const Arguments& a) {

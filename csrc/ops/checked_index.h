@@ -1,11 +1,7 @@
 #pragma once
-#include <optional>
-
 #include "checks.h"
 
 namespace vleff {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // Row numbers on the CPU as contiguous int32, after a check that they are in [0, rows).
 inline OptionalTensor checked_index(const char* op, const char* argument, const OptionalTensor& index,

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
+#include <optional>
 #include <string>
 
 #include "../kernels/data_type.h"
@@ -15,6 +16,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Device;
 using torch::stable::DeviceType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 inline std::string name_of(ScalarType type) {
   switch (type) {
@@ -94,6 +96,9 @@ inline void check_contiguous(const char* op, const char* argument, const Tensor&
 
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+inline OptionalTensor as_contiguous(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(as_contiguous(*tensor)) : std::nullopt;
 }
 
 // Of a tensor that check_tensor has found to be float32, bfloat16 or float16.

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <array>
-#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -16,8 +15,6 @@ VLEFF_DISPATCH(CopyAttentionKernels, copy_attention_kernels)
 
 namespace vleff {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t any_word = INT32_MAX;
 
@@ -82,10 +79,9 @@ Inputs checked_inputs(const char* op, const Tensor& queries, const Tensor& query
   if (rows > INT32_MAX) reject(op, "queries", "at most 2^31 - 1 rows", describe(queries));
   check_offsets_shape(op, "query_offsets", query_offsets, any_size);
   check_tensor(op, "gate_logits", gate_logits, {type}, {rows, 1 + copy_sources}, "[targets, 3]");
-  check_scale(op, scale);
+  check_scale(op, "scale", scale);
 
   Inputs inputs;
-  inputs.held.reserve(16);
   inputs.rows = rows;
   CopyProblem& problem = inputs.problem;
   problem.type = data_type(queries);

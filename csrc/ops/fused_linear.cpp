@@ -20,8 +20,6 @@ VLEFF_DISPATCH(QuickGeluKernels, quick_gelu_kernels)
 namespace vleff {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr const char* op = "fused_linear";
 
 // Library kernels take other paths, with other bits, for fewer rows than this.

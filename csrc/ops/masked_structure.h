@@ -12,8 +12,6 @@ VLEFF_DISPATCH(MaskedLinearKernels, masked_linear_kernels)
 // Checks of what the ops over sparse weights take.
 namespace vleff {
 
-using OptionalTensor = std::optional<Tensor>;
-
 inline Activation parse_activation(const char* op, const std::string& name) {
   const char* names[] = {"none", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu"};
   for (int i = 0; i < 6; ++i)

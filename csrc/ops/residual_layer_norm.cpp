@@ -16,8 +16,6 @@ VLEFF_DISPATCH(ResidualLayerNormKernels, residual_layer_norm_kernels)
 namespace vleff {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr const char* op = "residual_layer_norm";
 
 // Shapes and dtypes; on any device.

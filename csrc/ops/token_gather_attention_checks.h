@@ -1,13 +1,9 @@
 #pragma once
-#include <optional>
-
 #include "../kernels/cpu/token_gather_attention.h"
 #include "checks.h"
 
 // What token_gather_attention checks on every device: all but the values in tensors.
 namespace vleff {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // Arguments that forward and backward share.
 struct AttentionArguments {
@@ -72,7 +68,7 @@ inline void check_attention(const char* op, const AttentionArguments& a, const D
   if (a.key_bias) {
     check_tensor(op, "key_bias", *a.key_bias, {ScalarType::Float}, {a.total_k()}, "[total_k]", device);
   }
-  check_scale(op, a.scale);
+  check_scale(op, "scale", a.scale);
   check_dropout(op, a.dropout_p);
   if (!a.seed && a.dropout_p > 0) {
     reject(op, "seed", "an int64 tensor with one element, as dropout_p > 0", "None");
@@ -85,10 +81,6 @@ inline void check_attention(const char* op, const AttentionArguments& a, const D
 
 inline HeadRows head_rows(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
-}
-
-inline OptionalTensor as_contiguous(const OptionalTensor& tensor) {
-  return tensor ? OptionalTensor(as_contiguous(*tensor)) : std::nullopt;
 }
 
 }  // namespace vleff

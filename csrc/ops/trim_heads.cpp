@@ -14,8 +14,6 @@ VLEFF_DISPATCH(TrimHeadsKernels, trim_heads_kernels)
 namespace vleff {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr const char* op = "trim_heads";
 
 std::tuple<Tensor, Tensor> trim_heads(Tensor pooled, OptionalTensor memory_pooled, Tensor hidden_weight,

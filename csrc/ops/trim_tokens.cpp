@@ -14,8 +14,6 @@ VLEFF_DISPATCH(TrimTokensKernels, trim_tokens_kernels)
 namespace vleff {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr const char* op = "trim_tokens";
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> trim_tokens(Tensor values, Tensor parts, Tensor local_weight,

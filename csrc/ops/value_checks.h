@@ -68,8 +68,8 @@ inline void check_dropout(const char* op, double dropout_p) {
   }
 }
 
-inline void check_scale(const char* op, double scale) {
-  if (!std::isfinite(static_cast<float>(scale))) reject(op, "scale", "a finite number", text(scale));
+inline void check_scale(const char* op, const char* argument, double scale) {
+  if (!std::isfinite(static_cast<float>(scale))) reject(op, argument, "a finite number", text(scale));
 }
 
 }  // namespace vleff

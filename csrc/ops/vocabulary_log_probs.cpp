@@ -2,7 +2,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
 #include <tuple>
 
 #include "../kernels/cpu/isa.h"
@@ -14,8 +13,6 @@ VLEFF_DISPATCH(VocabularyLogProbsKernels, vocabulary_log_probs_kernels)
 
 namespace vleff {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // Checked; holds the tensors that `problem` points into.
 struct Inputs {
@@ -41,7 +38,7 @@ Inputs checked_inputs(const char* op, const Tensor& hidden, const Tensor& weight
   Inputs inputs{{},
                 as_contiguous(hidden),
                 as_contiguous(weight),
-                bias ? OptionalTensor(as_contiguous(*bias)) : std::nullopt,
+                as_contiguous(bias),
                 checked_target_words(op, targets, rows, words)};
   inputs.problem = {data_type(hidden),
                     rows,

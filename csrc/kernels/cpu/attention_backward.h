@@ -1,6 +1,7 @@
 #pragma once
 #include "attention_common.h"
 #include "gradient_blocks.h"
+#include "row_sums.h"
 
 namespace vleff::VLEFF_ISA {
 
@@ -68,15 +69,6 @@ void softmax_gradient_row(float* weights, float* grad_logits, int64_t visible, i
   }
 }
 
-// sum of out * grad_out over the head's width
-template <class T>
-float row_delta(const T* out, const T* grad_out, int64_t width) {
-  Float sum{};
-  for (int64_t column = 0; column < width; column += lanes)
-    sum += load_first(out + column, width - column) * load_first(grad_out + column, width - column);
-  return reduce_add(sum);
-}
-
 // G is the type of the gradients.
 template <class T, class Product, class G>
 void attend_backward(const AttentionProblem& problem, const AttentionGradient& gradient,
@@ -124,7 +116,7 @@ void attend_backward(const AttentionProblem& problem, const AttentionGradient& g
                       visible, width, false);
     for (int64_t query = 0; query < queries; ++query) {
       const int64_t position = (task.first_query + first + query) * problem.heads + task.head;
-      const float delta = row_delta(out[first + query], grad_out[first + query], head_dim) -
+      const float delta = dot(out[first + query], grad_out[first + query], head_dim) -
                           (gradient.grad_lse ? gradient.grad_lse[position] : 0.0f);
       const DropoutRow pattern(problem, task.sample, task.head, first + query);
       auto row_gradient = task.key_bias ? softmax_gradient_row<true> : softmax_gradient_row<false>;

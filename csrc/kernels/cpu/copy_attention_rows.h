@@ -1,16 +1,9 @@
 #pragma once
 #include "copy_attention_common.h"
+#include "row_sums.h"
 
 // copy_attention of all words. A task is a row: keys are read where they stand, as a sample has few rows.
 namespace vleff::VLEFF_ISA {
-
-template <class T>
-float dot_product(const T* a, const T* b, int64_t width) {
-  Float sum{};
-  for (int64_t column = 0; column < width; column += lanes)
-    sum += load_first(a + column, width - column) * load_first(b + column, width - column);
-  return reduce_add(sum);
-}
 
 // log2 of the sum of 2 ** logits
 template <class Logits>
@@ -36,17 +29,8 @@ struct CopyRowsPass {
     });
   }
 
-  static int64_t sample_of(const CopyProblem& problem, int64_t row) {
-    int64_t low = 0, high = problem.batch;  // the sample is in [low, high)
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (problem.query_offsets[middle] <= row ? low : high) = middle;
-    }
-    return low;
-  }
-
   static void write(const CopyProblem& problem, const CopyRows& rows, int64_t row, float* products) {
-    const int64_t sample = sample_of(problem, row);
+    const int64_t sample = sample_of(problem.query_offsets, problem.batch, row);
     const SourceRows<T> sources[copy_sources] = {SourceRows<T>(problem, 0, sample),
                                                  SourceRows<T>(problem, 1, sample)};
     const LogGate gate = log_gate<T>(problem, row, {sources[0].count > 0, sources[1].count > 0});
@@ -59,7 +43,7 @@ struct CopyRowsPass {
       if (source.count == 0) continue;
       const float scale = problem.scale * log2_of_e;
       for (int64_t position = 0; position < source.count; ++position)
-        products[position] = dot_product(query, source.keys[position], problem.width);
+        products[position] = dot(query, source.keys[position], problem.width);
       const float lse = base_two_log_sum(source.count, [&](int64_t position) {
         return base_two_logits<false>(products, nullptr, position, source.count, scale);
       });

@@ -20,26 +20,13 @@ inline bool any_keeps(const HeadMask& mask, int64_t head) {
   return false;
 }
 
-// The sample of a token: the last one that begins at or before it.
-inline int64_t sample_of(const HeadMask& mask, int64_t token) {
-  int64_t first = 0, last = mask.batch - 1;
-  while (first < last) {
-    const int64_t middle = (first + last + 1) / 2;
-    if (mask.offsets[middle] <= token)
-      first = middle;
-    else
-      last = middle - 1;
-  }
-  return first;
-}
-
 // Calls body(begin, end, sample) for the longest stretches of the tokens [begin, end) whose samples are
 // alike.
 template <class Alike, class Body>
 void for_each_stretch(const HeadMask& mask, int64_t begin, int64_t end, const Alike& alike,
                       const Body& body) {
   while (begin < end) {
-    const int64_t sample = sample_of(mask, begin);
+    const int64_t sample = sample_of(mask.offsets, mask.batch, begin);
     int64_t next = sample, stop = mask.offsets[sample + 1];
     while (stop < end && (mask.offsets[next + 2] == stop || alike(sample, next + 1))) {
       ++next;

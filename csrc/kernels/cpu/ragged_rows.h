@@ -1,9 +1,22 @@
 #pragma once
 #include "matmul.h"
 
-// Loading one head of a ragged sample's rows, gathered through an index where there is one, and packing it as
-// an operand of a matrix product.
+// Finding a ragged sample's rows, loading one head of them, gathered through an index where there is one, and
+// packing it as an operand of a matrix product.
 namespace vleff::VLEFF_ISA {
+
+// The sample of a row: the last one that begins at or before it.
+inline int64_t sample_of(const int32_t* offsets, int64_t batch, int64_t row) {
+  int64_t first = 0, last = batch - 1;
+  while (first < last) {
+    const int64_t middle = (first + last + 1) / 2;
+    if (offsets[middle] <= row)
+      first = middle;
+    else
+      last = middle - 1;
+  }
+  return first;
+}
 
 template <class T>
 struct RaggedRows {

@@ -2,7 +2,7 @@
 
 #include "activation_functions.h"
 #include "element_types.h"
-#include "row_statistics.h"
+#include "row_sums.h"
 #include "tasks.h"
 
 namespace vleff::VLEFF_ISA {
