@@ -54,6 +54,17 @@ SECTIONS = {
     "dide-one-against-many": ["benchmarks/bench_dide.py", "-k", "one_against_many"],
     "dide-encoding": ["benchmarks/bench_dide.py", "-k", "encoding"],
     "dide-store": ["benchmarks/bench_dide.py", "-k", "million"],
+    **{
+        f"smarttrim-{part}-{dtype}": ["benchmarks/bench_smarttrim.py", "-k", f"({chosen}) and {dtype}"]
+        for part, chosen in {
+            "vilt": "test_trimmed and ViLT",
+            "meter": "test_trimmed and METER and not 32]",
+            "meter-32": "test_trimmed and METER and 32]",
+            "parts": "uneven or half_of_the_heads or nothing_dropped or trimmers_alone",
+            "training": "training_step",
+        }.items()
+        for dtype in DTYPES
+    },
     "masked-reader": ["benchmarks/bench_masked_linear.py", "-k", "reader or training_step"],
 }
 

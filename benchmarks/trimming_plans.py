@@ -88,11 +88,22 @@ def overrule(model: nn.Module, runs: Sequence[smarttrim.RunRecord]) -> None:
     for trimmers in smarttrim.trimmers_of(model):
         trimmers.__class__ = _OverruledTrimmers
         found: Any = trimmers
-        found.planned = next(run for run in runs if run.module == trimmers.module)
+        found.planned = _planned(next(run for run in runs if run.module == trimmers.module))
+
+
+Key = tuple[str, int]  # stream and layer
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The decisions of a run, ready to be handed out: trimmers' kernels hand theirs out for nothing, too."""
+
+    tokens: dict[Key, TokenDecision]
+    heads: dict[Key, dict[str, HeadDecision]]
 
 
 class _OverruledTrimmers(Trimmers):
-    planned: smarttrim.RunRecord
+    planned: _Plan
 
     def begin(self, *streams: Stream | None) -> Run:
         run = super().begin(*streams)
@@ -103,7 +114,7 @@ class _OverruledTrimmers(Trimmers):
 class _Overruled(Decider):
     """Asks another decider, and does what a plan says."""
 
-    def __init__(self, asked: Decider, plan: smarttrim.RunRecord) -> None:
+    def __init__(self, asked: Decider, plan: _Plan) -> None:
         self.asked, self.plan = asked, plan
 
     def look(self, specs: Specs, streams: Streams) -> None:
@@ -111,13 +122,22 @@ class _Overruled(Decider):
 
     def tokens(self, spec: StreamSpec, layer: int, stream: Stream) -> TokenDecision:
         self.asked.tokens(spec, layer, stream)
-        return _token_decision(self.plan, spec.name, layer)
+        return self.plan.tokens[spec.name, layer]
 
     def heads(self, spec: StreamSpec, layer: int, block: BlockSpec, stream: Stream) -> HeadDecision | None:
         self.asked.heads(spec, layer, block, stream)
-        record = self.plan.of(spec.name, layer)
-        assert record is not None
-        return HeadDecision(record.heads[block.name])
+        return self.plan.heads[spec.name, layer][block.name]
+
+
+def _planned(run: smarttrim.RunRecord) -> _Plan:
+    trimmed = [record for record in run.layers if record.layer > 0]
+    return _Plan(
+        {(record.stream, record.layer): _token_decision(run, record.stream, record.layer) for record in trimmed},
+        {
+            (record.stream, record.layer): {name: HeadDecision(kept) for name, kept in record.heads.items()}
+            for record in trimmed
+        },
+    )
 
 
 def _token_decision(plan: smarttrim.RunRecord, stream: str, layer: int) -> TokenDecision:

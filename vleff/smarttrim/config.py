@@ -34,7 +34,7 @@ class SmartTrimConfig:
             the attention as were dropped.
         random_shares: trims at random instead of by trimmers, as many tokens and heads of each sample as are said
             here: for each module and stream ("module/stream") the kept shares of the initial tokens by layer, under
-            "tokens", and of heads by layer, under the name of each attention block. `measured_shares` makes it.
+            "tokens", and of heads by layer, under the name of each attention block. `Kept.random_shares` makes it.
 
     Raises:
         ValueError: a value is out of its range.

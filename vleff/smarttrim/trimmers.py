@@ -116,7 +116,8 @@ class TokenTrimmer(nn.Module):
         """By the names that they have in `trim_tokens`; those of another token only if there is one."""
         own = ("local_weight", "global_weight", "hidden_weight", "hidden_bias", "score_weight", "score_bias")
         names = (*own, "other_weight", "temperature") if with_other else own
-        return {name: getattr(self, name).to(dtype) for name in names}
+        found: dict[str, Any] = {name: self._parameters[name] for name in names}  # past torch's slower look-up
+        return {name: weight if weight.dtype == dtype else weight.to(dtype) for name, weight in found.items()}
 
 
 class HeadTrimmer(nn.Module):
