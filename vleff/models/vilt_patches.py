@@ -4,11 +4,47 @@ transformers interpolates image by image to sizes that the mask decides, which t
 Here one opaque op draws the patches, and everything differentiable is gathered by its numbers.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.vilt.modeling_vilt import ViltEmbeddings
+
+
+@contextmanager
+def recorded_places(model: nn.Module, hide: Callable[[Tensor], Tensor] | None = None) -> Iterator[list[Tensor]]:
+    """Within it, the places of the patches of each forward are appended to the list it gives.
+
+    They are int64 [batch, patches, 2], row and column of each patch, in the order in which ViLT drew them.
+
+    Args:
+        model: a ViLT with any head, accelerated or not.
+        hide: hide(places), bool [batch, patches], says which patches the model is not to see.
+
+    Raises:
+        TypeError: the model has no ViLT embeddings.
+    """
+    found = [module for module in model.modules() if isinstance(module, ViltEmbeddings)]
+    if len(found) != 1:
+        raise TypeError(f"model: expected one with ViltEmbeddings, got {type(model).__name__}")
+    embeddings: Any = found[0]
+    embed, places = embeddings.visual_embed, []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        tokens, mask, (drawn, size) = embed(*arguments, **options)
+        places.append(drawn)
+        if hide is not None:
+            mask = mask * functional.pad(~hide(drawn), (1, 0), value=True)
+        return tokens, mask, (drawn, size)
+
+    embeddings.visual_embed = watched
+    try:
+        yield places
+    finally:
+        del embeddings.visual_embed
 
 
 @torch.library.custom_op("vleff::draw_patches", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))

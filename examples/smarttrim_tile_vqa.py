@@ -1,0 +1,403 @@
+"""Does trimming by what each question needs keep the answers right? SmartTrim on Tile VQA, in resumable units.
+
+    python examples/smarttrim_tile_vqa.py --data DIR --vision DIR --text DIR           runs what is missing, then tables
+    python examples/smarttrim_tile_vqa.py --data DIR --vision DIR --text DIR --time    speed, on an idle machine
+    python examples/smarttrim_tile_vqa.py --data DIR --demo DIR                        the same for the demo's model
+    python examples/smarttrim_tile_vqa.py --table                                      the tables of what there is
+
+A ViLT made of a ViT-S's first layers and MiniLM's word embeddings learns Tile VQA. From there it is trained equally
+long as it is, with trimmers at three shares of its multiply-adds, and with random trimming of as many tokens and heads.
+Before there are trimmers, half of the layers also learn what each cell holds and whether it matters for the question;
+trimmers learn from answers alone. Each unit's result is a small file in --results as soon as it is there; what it
+trained is in --work, with checkpoints. --data holds Fashion-MNIST; --vision is a ViT with patches of 14 pixels
+(model.safetensors), --text a BERT as wide as it.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils.data import SequentialSampler
+from transformers import (
+    AutoTokenizer,
+    BertModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViltConfig,
+    ViltForQuestionAnswering,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+import vleff
+from vleff import smarttrim
+from vleff.data.fashion_mnist import read_fashion_mnist
+from vleff.data.tile_features import TileCollator, cell_means, cells_of, tile_tokenizer
+from vleff.data.tile_grid import CLASSES, COLOURS
+from vleff.data.tile_vqa import ANSWERS, KINDS, TileVqa
+from vleff.models.vilt_patches import recorded_places
+from vleff.smarttrim.answering import AnsweringTraining, answer, seconds_a_question, train_trimmed
+from vleff.smarttrim.kept_patches import KeptTokens, watching
+from vleff.smarttrim.pretrained import DESCRIPTION
+from vleff.training.checkpoints import replace_file
+
+LAYERS = 6
+PATCHES = 8  # a side of a picture
+PATCHES_A_CELL = 4
+BATCHES = (1, 8, 32, 128)
+TIMED = 128  # questions
+TEXT_SCALE = 0.25  # MiniLM's embeddings are four times as long as the ViT's
+NEVER = 10**7  # more questions than any training takes: each is new
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long models learn, and how fast: before there are trimmers, at first without seeing empty cells, and further
+    with each arm; `tested` are the questions that accuracies are of."""
+
+    steps: int = 6000
+    learning_rate: float = 3e-4
+    only_filled: float = 0.6
+    further_steps: int = 600
+    further_learning_rate: float = 5e-5
+    batch: int = 32
+    tested: int = 4000
+    save_steps: int = 200
+    ratios: tuple[float, ...] = (0.6, 0.45, 0.33)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+STUDY = Plan()
+DEMO = Plan(steps=8000, learning_rate=1e-3, further_steps=1500, further_learning_rate=1e-4, ratios=(0.45,), seeds=(0,))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model to make, what it learns from, and where results go."""
+
+    make: Callable[[], ViltForQuestionAnswering]
+    tokenizer: Any
+    data: Path
+    work: Path
+    results: Path
+    plan: Plan
+
+    def trained_on(self, seed: int) -> TileVqa:
+        return TileVqa(read_fashion_mnist(self.data), NEVER, seed)
+
+    def tested_on(self) -> TileVqa:
+        return TileVqa(read_fashion_mnist(self.data, "test"), self.plan.tested, 1)
+
+
+class WithCells(nn.Module):
+    """A ViLT whose middle also learns what is in each cell of the grid and whether it matters."""
+
+    def __init__(self, model: ViltForQuestionAnswering) -> None:
+        super().__init__()
+        self.model = vleff.accelerate(model)
+        self.middle = model.config.num_hidden_layers // 2
+        width = model.config.hidden_size
+        self.classes, self.colours = nn.Linear(width, len(CLASSES) + 1), nn.Linear(width, len(COLOURS))
+        self.matters = nn.Linear(width, 1)
+        self.sees_empty_cells = True
+
+    def forward(
+        self, cell_classes: Tensor, cell_colours: Tensor, cell_matters: Tensor, labels: Tensor, **inputs: Tensor
+    ) -> dict[str, Tensor]:
+        empty = cell_classes == len(CLASSES)
+        hide = None if self.sees_empty_cells else lambda places: empty.gather(1, cells_of(places, PATCHES))
+        with recorded_places(self.model, hide) as places:
+            outputs = self.model(**inputs, output_hidden_states=True)
+        patches = outputs.hidden_states[self.middle][:, -(PATCHES**2) :]
+        cells = cell_means(patches, cells_of(places[0], PATCHES))
+        loss = (
+            cross_entropy(outputs.logits, labels)
+            + cross_entropy(self.classes(cells).flatten(0, 1), cell_classes.flatten())
+            + cross_entropy(self.colours(cells).flatten(0, 1), cell_colours.flatten())
+            + binary_cross_entropy_with_logits(self.matters(cells).squeeze(2), cell_matters)
+        )
+        return {"loss": loss, "logits": outputs.logits}
+
+
+class InOrder(Trainer):
+    """Takes questions in their order: each is new anyway."""
+
+    def _get_train_sampler(self, *arguments: Any) -> Any:
+        return SequentialSampler(self.train_dataset)
+
+
+class Curve(TrainerCallback):
+    """Shows empty cells after a share of training, and follows the accuracy."""
+
+    def __init__(self, study: Study) -> None:
+        self.questions, self.collate = study.tested_on(), TileCollator(study.tokenizer)
+        self.path, self.only_filled = study.work / "curve.json", study.plan.only_filled
+
+    def on_step_begin(self, arguments: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+        model.sees_empty_cells = state.global_step >= self.only_filled * state.max_steps
+
+    def on_step_end(self, arguments: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+        if state.global_step % max(1, state.max_steps // 10) == 0:
+            points = json.loads(self.path.read_text()) if self.path.exists() else {}
+            points[str(state.global_step)] = answer(model.model, self.questions, self.collate, quiet=True).accuracy
+            write(self.path, points)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's files")
+    parser.add_argument("--vision", type=Path, help="folder of a ViT with patches of 14 pixels")
+    parser.add_argument("--text", type=Path, help="folder of MiniLM, or of another BERT as wide as the ViT")
+    parser.add_argument("--demo", type=Path, help="folder to write the demo's model to")
+    parser.add_argument("--work", type=Path, default=Path("smarttrim-study"), help="folder of trained models")
+    parser.add_argument("--results", type=Path, default=Path("docs/results/smarttrim-study"))
+    parser.add_argument("--time", action="store_true", help="only measure trained models; leave the machine alone")
+    parser.add_argument("--table", action="store_true", help="only print the tables")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        data, work, results = arguments.data, arguments.work, arguments.results
+        if data is None or (arguments.demo is None and None in (arguments.vision, arguments.text)):
+            parser.error("--data, and --vision and --text or --demo, are needed, except with --table")
+        if arguments.demo is not None:
+            work, results = work / "demo", results / "demo"
+            tokenizer: Any = tile_tokenizer()
+            study = Study(lambda: demo_model(len(tokenizer)), tokenizer, data, work, results, DEMO)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(arguments.text)
+            study = Study(lambda: study_model(arguments.vision, arguments.text), tokenizer, data, work, results, STUDY)
+        (measure if arguments.time else run)(study)
+        if arguments.demo is not None and not arguments.time:
+            write_demo(study, arguments.demo)
+        arguments.results = results
+    print(tables(arguments.results))
+
+
+def run(study: Study) -> None:
+    """All units that have no result yet."""
+    base(study)
+    for seed in study.plan.seeds:
+        unit(study, "full", seed, smarttrim.SmartTrimConfig(tokens=False, heads=False, distillation=0.0, cost=0.0))
+        for ratio in study.plan.ratios:
+            config = smarttrim.SmartTrimConfig(flop_target=ratio)
+            unit(study, f"trimmed-{ratio}", seed, config)
+            shares = json.loads((study.results / f"trimmed-{ratio}-{seed}.json").read_text())["shares"]
+            unit(study, f"random-{ratio}", seed, replace(config, random_shares=shares))
+        if 0.45 in study.plan.ratios:
+            unit(study, "gathered-0.45", seed, smarttrim.SmartTrimConfig(flop_target=0.45, training="gathered"))
+
+
+def base(study: Study) -> None:
+    """The model that all arms begin with."""
+    folder, plan, path = study.work / "base", study.plan, study.results / "base.json"
+    if path.exists() and (folder / "config.json").exists():
+        return
+    torch.manual_seed(0)
+    model, checkpoints = WithCells(study.make()), study.work / "base-checkpoints"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.batch,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(100, plan.steps // 10),
+        weight_decay=0.05,
+        save_steps=plan.save_steps,
+        save_total_limit=1,
+        logging_steps=max(1, plan.steps // 100),
+        remove_unused_columns=False,
+        report_to=[],
+        use_cpu=True,
+    )
+    trainer = InOrder(
+        model,
+        arguments,
+        train_dataset=study.trained_on(0),
+        data_collator=TileCollator(study.tokenizer, with_cells=True),
+        callbacks=[Curve(study)],
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    curve = json.loads((study.work / "curve.json").read_text())
+    last = list(curve.values())
+    model.model.save_pretrained(folder)
+    write(path, {"steps": plan.steps, "accuracy": last[-1], "last fifth gained": last[-1] - last[-3], "curve": curve})
+
+
+def unit(study: Study, arm: str, seed: int, config: smarttrim.SmartTrimConfig) -> None:
+    """Trains one arm further, and reports it."""
+    path, plan = study.results / f"{arm}-{seed}.json", study.plan
+    if path.exists():
+        return
+    print(f"== {path.stem}", flush=True)
+    torch.manual_seed(seed)
+    model = smarttrim.attach(ViltForQuestionAnswering.from_pretrained(study.work / "base"), config)
+    training = AnsweringTraining(
+        plan.further_steps,
+        plan.batch,
+        plan.further_learning_rate,
+        save_steps=plan.save_steps,
+        shuffled=False,
+        seed=seed,
+    )
+    collate = TileCollator(study.tokenizer)
+    train_trimmed(
+        model, study.trained_on(100 + seed), collate, training, study.work / path.stem, answer_loss, answer_predictions
+    )
+    if not (study.work / f"{path.stem}-model" / DESCRIPTION).exists():
+        smarttrim.save_pretrained(model, study.work / f"{path.stem}-model")
+    write(path, {"arm": arm, "seed": seed, **report(model, study.tested_on(), collate)})
+
+
+def report(model: ViltForQuestionAnswering, questions: TileVqa, collate: TileCollator) -> dict[str, Any]:
+    """Accuracies, and what was kept."""
+    full = answer(model, questions, collate, mode="full")
+    with watching(model) as watcher:
+        trimmed = answer(model, questions, collate, watch=watcher.add)
+    assert trimmed.kept is not None
+    correct: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    of_all, that_matter = [], []
+    for number, kept in enumerate(watcher.samples):
+        one = questions[number]
+        correct[one.kind].append(bool(trimmed.correct[number]))
+        cells = kept_of_cells(kept)
+        of_all.append(float(cells.mean()))
+        if one.matters.any():
+            that_matter.append(float(cells[one.matters].mean()))
+    tokens = np.array([kept.tokens for kept in watcher.samples])
+    return {
+        "full accuracy": full.accuracy,
+        "accuracy": trimmed.accuracy,
+        "by kind": {kind: 100 * mean(answers) for kind, answers in correct.items() if answers},
+        "flop ratio": trimmed.kept.flop_ratio,
+        "kept of all cells": mean(of_all),
+        "kept of cells that matter": mean(that_matter),
+        "tokens": {"mean": tokens.mean(0).round(2).tolist(), "spread": tokens.std(0).round(2).tolist()},
+        "heads": np.mean([kept.heads.sum(1) for kept in watcher.samples], 0).round(2).tolist(),
+        "shares": trimmed.kept.random_shares(),
+    }
+
+
+def kept_of_cells(kept: KeptTokens) -> np.ndarray:
+    """float [16], the share of each cell's patches that the last layer works on."""
+    places = torch.from_numpy(np.argwhere(np.ones((PATCHES, PATCHES))))
+    cells = cells_of(places, PATCHES).numpy()
+    return np.bincount(cells, kept.patches[-1].flatten(), minlength=16) / PATCHES_A_CELL
+
+
+def measure(study: Study) -> None:
+    """Seconds a question, of the first seed's models."""
+    collate, questions, found = TileCollator(study.tokenizer), study.tested_on(), {}
+    for ratio in study.plan.ratios:
+        model = smarttrim.from_pretrained(study.work / f"trimmed-{ratio}-{study.plan.seeds[0]}-model")
+        for size in BATCHES:
+            asked = [questions[number] for number in range(min(TIMED, len(questions)))]
+            batches = [collate(asked[first : first + size]) for first in range(0, len(asked), size)]
+            found[f"{ratio}, batch {size}"] = seconds_a_question(model, batches)
+    write(study.results / "speed.json", found)
+
+
+def answer_loss(outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    return cross_entropy(outputs["logits"], inputs["labels"])
+
+
+def answer_predictions(outputs: Any, inputs: Mapping[str, Tensor]) -> list[smarttrim.Prediction]:
+    return [smarttrim.Prediction(outputs["logits"])]
+
+
+def study_model(vision: Path, text: Path) -> ViltForQuestionAnswering:
+    """The first layers of a ViT around MiniLM's word embeddings, with a new head."""
+    weights, bert = load_file(vision / "model.safetensors"), BertModel.from_pretrained(text)
+    sizes = json.loads((vision / "config.json").read_text())
+    config = vilt_config(sizes["hidden_size"], sizes["num_attention_heads"], bert.config.vocab_size)
+    model = ViltForQuestionAnswering(config)
+    wanted = model.vilt.state_dict().keys()
+    model.vilt.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
+    embeddings = model.vilt.embeddings
+    words = {name: value for name, value in bert.embeddings.state_dict().items() if "position_ids" not in name}
+    words["position_embeddings.weight"] = words["position_embeddings.weight"][: config.max_position_embeddings]
+    embeddings.text_embeddings.load_state_dict(words, strict=False)
+    embeddings.text_embeddings.word_embeddings.requires_grad_(False)
+    with torch.no_grad():
+        embeddings.token_type_embeddings.weight.zero_()
+        for parameter in embeddings.text_embeddings.LayerNorm.parameters():
+            parameter.mul_(TEXT_SCALE)
+    return model
+
+
+def demo_model(vocabulary: int) -> ViltForQuestionAnswering:
+    """2.9 million parameters with a vocabulary of their own."""
+    model = ViltForQuestionAnswering(vilt_config(192, 6, vocabulary))
+    embeddings = model.vilt.embeddings
+    with torch.no_grad():
+        for parameter in (embeddings.cls_token, embeddings.position_embeddings):
+            nn.init.trunc_normal_(parameter, std=0.3)
+        embeddings.text_embeddings.LayerNorm.weight.mul_(0.3)
+    return model
+
+
+def vilt_config(width: int, heads: int, vocabulary: int, layers: int = LAYERS) -> ViltConfig:
+    return ViltConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        image_size=112,
+        patch_size=14,
+        vocab_size=vocabulary,
+        max_position_embeddings=40,
+        layer_norm_eps=1e-6,
+        max_image_length=-1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=dict(enumerate(ANSWERS)),
+        label2id={name: number for number, name in enumerate(ANSWERS)},
+    )
+
+
+def write_demo(study: Study, folder: Path) -> None:
+    """The trimmed model in half precision, with its tokenizer and its figures."""
+    name = f"trimmed-{study.plan.ratios[0]}-{study.plan.seeds[0]}"
+    model = smarttrim.from_pretrained(study.work / f"{name}-model").half()
+    smarttrim.save_pretrained(model, folder)
+    study.tokenizer.save_pretrained(folder)
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def tables(results: Path) -> str:
+    """Means over seeds, with standard deviations where there are several."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(results.glob("*-*.json")):
+        one = json.loads(path.read_text())
+        arms.setdefault(one["arm"], []).append(one)
+    columns = ("accuracy", "full accuracy", "flop ratio", "kept of all cells", "kept of cells that matter")
+    lines = [f"| arm | seeds | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
+    for arm, units in arms.items():
+        cells = [_spread([one[column] for one in units], 2 if column.endswith("accuracy") else 3) for column in columns]
+        lines.append(f"| {arm} | {len(units)} | {' | '.join(cells)} |")
+    if (results / "speed.json").exists():
+        lines += ["", "| FLOP target | full, ms a question | trimmed | times faster |", "| --- | --- | --- | --- |"]
+        for name, seconds in json.loads((results / "speed.json").read_text()).items():
+            full, trimmed = seconds["full"] * 1000, seconds["gathered"] * 1000
+            lines.append(f"| {name} | {full:.2f} | {trimmed:.2f} | {full / trimmed:.2f} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    text = f"{mean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The study on Tile VQA from end to end, with a small model and a few steps."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_vqa.small_clothes import write_small_clothes
+from transformers import ViltForQuestionAnswering
+
+from vleff.data.tile_features import tile_tokenizer
+
+PATH = Path(__file__).parents[3] / "examples" / "smarttrim_tile_vqa.py"
+
+
+@pytest.fixture(scope="module")
+def example() -> Any:
+    spec = importlib.util.spec_from_file_location("smarttrim_tile_vqa", PATH)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
+    plan = example.Plan(
+        steps=10, only_filled=0.5, further_steps=2, batch=4, tested=20, save_steps=5, ratios=(0.45,), seeds=(0, 1)
+    )
+    tokenizer = tile_tokenizer()
+
+    def make() -> ViltForQuestionAnswering:
+        torch.manual_seed(0)
+        return ViltForQuestionAnswering(example.vilt_config(32, 2, len(tokenizer), layers=2))
+
+    data, results = write_small_clothes(tmp_path / "data"), tmp_path / "results"
+    study = example.Study(make, tokenizer, data, tmp_path / "work", results, plan)
+    example.run(study)
+    names = {f"{arm}-{seed}" for arm in ("full", "trimmed-0.45", "random-0.45", "gathered-0.45") for seed in (0, 1)}
+    assert {path.stem for path in results.glob("*.json")} == {*names, "base"}
+    base = json.loads((results / "base.json").read_text())
+    assert list(base["curve"]) == [str(step) for step in range(1, 11)]
+    full = json.loads((results / "full-0.json").read_text())
+    assert full["accuracy"] == full["full accuracy"] and full["flop ratio"] == pytest.approx(1.0)
+    assert full["kept of all cells"] == full["kept of cells that matter"] == 1.0
+    assert sum(share["tokens"] != [1.0, 1.0] for share in full["shares"].values()) == 0
+
+    before = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    (results / "random-0.45-1.json").unlink()
+    example.run(study)  # only what is missing
+    after = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    assert before.keys() == after.keys() and sum(before[path] != after[path] for path in before) == 1
+
+    example.measure(study)
+    lines = example.tables(results).splitlines()
+    assert sum(" | 2 | " in line and " ± " in line for line in lines) == 4
+    assert sum(line.startswith("| 0.45, batch ") for line in lines) == len(example.BATCHES)
+
+    demo = tmp_path / "demo"
+    example.write_demo(study, demo)
+    assert example.smarttrim.from_pretrained(demo).dtype == torch.float16
+
+
+def test_the_demo_model_is_small(example: Any) -> None:
+    model = example.demo_model(len(tile_tokenizer()))
+    assert sum(parameter.numel() for parameter in model.parameters()) < 5.5e6
