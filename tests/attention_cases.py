@@ -32,6 +32,31 @@ NOTHING: dict[str, dict[str, Any]] = {
     "no queries": {"q_lengths": [0, 0], "k_lengths": [3, 4]},
     "no keys": {"q_lengths": [3, 4], "k_lengths": [0, 0]},
 }
+# Options of the op by what they exercise, for 4 samples with 2 heads and these lengths of queries and keys.
+FEATURE_LENGTHS = [17, 1, 0, 32], [23, 7, 5, 31]
+FEATURES: dict[str, Callable[[], dict]] = {
+    "nothing special": dict,
+    "scale": lambda: {"scale": -0.7},
+    "scale 0": lambda: {"scale": 0.0},
+    "causal": lambda: {"causal": True},
+    "head mask": lambda: {"head_mask": torch.tensor([[True, False], [False, False], [True, True], [False, True]])},
+    "key bias": lambda: {"key_bias": torch.randn(66)},
+    "hidden keys": lambda: {"key_bias": torch.where(torch.rand(66) < 0.4, -torch.inf, torch.randn(66))},
+    "a sample without visible keys": lambda: {"key_bias": torch.zeros(66).index_fill(0, torch.arange(30), -torch.inf)},
+    "dropout": lambda: {"dropout_p": 0.3, "seed": torch.tensor([-(2**62) - 12345])},
+    "gathered queries": lambda: {"q_index": torch.randint(50, (50,))},
+    "gathered keys": lambda: {"k_index": torch.randint(66, (66,), dtype=torch.int32)},
+    "everything": lambda: {
+        "scale": 0.3,
+        "causal": True,
+        "head_mask": torch.rand(4, 2) < 0.7,
+        "key_bias": torch.where(torch.rand(66) < 0.2, -torch.inf, torch.randn(66)),
+        "dropout_p": 0.5,
+        "seed": torch.tensor([7]),
+        "q_index": torch.randint(50, (50,), dtype=torch.int32),
+        "k_index": torch.randint(66, (66,)),
+    },
+}
 
 
 def offsets_of(lengths: Sequence[int]) -> Tensor:

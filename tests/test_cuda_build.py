@@ -1,20 +1,17 @@
 """What can be known of the CUDA kernels without a GPU: how they compile, and that they are registered."""
 
 import json
-import os
 import re
 import subprocess
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from cuda_kernels import KERNELS, MOST_SHARED_BYTES, Tile, listed_tiles, toolkit
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vleff.ops
 
-KERNELS = Path(__file__).parents[1] / "csrc" / "kernels" / "cuda"
-MOST_SHARED_BYTES = 99 * 1024  # of a block, on compute capability 8.6 and 8.9
 MOST_INSTANTIATIONS = 12
 ELEMENT_BYTES = {"float": 4, "__nv_bfloat16": 2, "__half": 2}
 MULTIPLICATIONS = {
@@ -25,19 +22,6 @@ MULTIPLICATIONS = {
 MANGLED_TYPES = {"f": "float", "13__nv_bfloat16": "__nv_bfloat16", "6__half": "__half"}
 
 
-class Tile(NamedTuple):
-    element: str
-    width: int
-    stationary_rows: int
-    streamed_rows: int
-
-
-def listed_tiles() -> list[Tile]:
-    text = (KERNELS / "token_gather_attention_tiles.inc").read_text()
-    found = re.findall(r"^VLEFF_TILE\((\w+), (\d+), (\d+), (\d+)\)$", text, re.MULTILINE)
-    return [Tile(element, *map(int, sizes)) for element, *sizes in found]
-
-
 def compiled_kernel(mangled_name: str) -> tuple[str, Tile]:
     """("forward", Tile("float", 32, 64, 64)) of the compiler's name of that kernel."""
     pattern = r"token_gather_attention_(forward|importance)INS0_4TileI(\w+?)Li(\d+)ELi(\d+)ELi(\d+)E"
@@ -45,14 +29,6 @@ def compiled_kernel(mangled_name: str) -> tuple[str, Tile]:
     assert found, f"an unexpected kernel: {mangled_name}"
     kernel, element, *sizes = found.groups()
     return kernel, Tile(MANGLED_TYPES[element], *map(int, sizes))
-
-
-def toolkit() -> Path:
-    candidates = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else ["/usr/local/cuda"]
-    for candidate in map(Path, candidates):
-        if (candidate / "bin" / "nvcc").exists() and (candidate / "include" / "cuda_runtime.h").exists():
-            return candidate
-    pytest.skip("no CUDA toolkit in CUDA_HOME or /usr/local/cuda")
 
 
 class Compiled(NamedTuple):

@@ -1,12 +1,13 @@
 """Results of token_gather_attention against its reference in float64, at every instruction-set level."""
 
-from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
 from attention_cases import (
     DTYPES,
+    FEATURE_LENGTHS,
+    FEATURES,
     NOTHING,
     SHAPES,
     assert_close,
@@ -62,35 +63,10 @@ def test_key_bias_error_is_at_most_twice_plain_torch(cpu_isa: str, dtype: torch.
     assert_within_twice_plain(actual, [exact(inputs)[0] for inputs in draws], *plain, dtype=dtype)
 
 
-FEATURES: dict[str, Callable[[], dict]] = {
-    "nothing special": dict,
-    "scale": lambda: {"scale": -0.7},
-    "scale 0": lambda: {"scale": 0.0},
-    "causal": lambda: {"causal": True},
-    "head mask": lambda: {"head_mask": torch.tensor([[True, False], [False, False], [True, True], [False, True]])},
-    "key bias": lambda: {"key_bias": torch.randn(66)},
-    "hidden keys": lambda: {"key_bias": torch.where(torch.rand(66) < 0.4, -torch.inf, torch.randn(66))},
-    "a sample without visible keys": lambda: {"key_bias": torch.zeros(66).index_fill(0, torch.arange(30), -torch.inf)},
-    "dropout": lambda: {"dropout_p": 0.3, "seed": torch.tensor([-(2**62) - 12345])},
-    "gathered queries": lambda: {"q_index": torch.randint(50, (50,))},
-    "gathered keys": lambda: {"k_index": torch.randint(66, (66,), dtype=torch.int32)},
-    "everything": lambda: {
-        "scale": 0.3,
-        "causal": True,
-        "head_mask": torch.rand(4, 2) < 0.7,
-        "key_bias": torch.where(torch.rand(66) < 0.2, -torch.inf, torch.randn(66)),
-        "dropout_p": 0.5,
-        "seed": torch.tensor([7]),
-        "q_index": torch.randint(50, (50,), dtype=torch.int32),
-        "k_index": torch.randint(66, (66,)),
-    },
-}
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("feature", FEATURES)
 def test_features_match_the_reference(cpu_isa: str, feature: str, dtype: torch.dtype) -> None:
-    inputs = make_inputs([17, 1, 0, 32], [23, 7, 5, 31], head_dim=40, dtype=dtype, **FEATURES[feature]())
+    inputs = make_inputs(*FEATURE_LENGTHS, head_dim=40, dtype=dtype, **FEATURES[feature]())
     out, lse, importance = token_gather_attention(**inputs, importance=True)
     exact_out, exact_lse, exact_importance = exact(inputs | {"importance": True})
     assert out.dtype == dtype and lse.dtype == importance.dtype == torch.float32

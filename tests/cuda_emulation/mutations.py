@@ -1,0 +1,96 @@
+"""Mistakes put into our kernels one by one; the emulator, the schedules or the results must show each."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from cuda_kernels import CSRC, Tile
+
+from .building import BUILDS, EmulatedLibrary, build_kernels, digest
+
+FORWARD, IMPORTANCE = "token_gather_attention.cuh", "token_gather_attention_importance.cuh"
+TILES, DEVICE, ATTENTION_TILES = "ragged_tiles.cuh", "device.cuh", "token_gather_attention_tiles.inc"
+BARRIER = "__syncthreads();  // the tile is in, and every warp has left the other buffer"
+HALF = Tile("__half", 64, 64, 64)
+FLOAT = Tile("float", 64, 64, 64)
+
+
+class Mutation(NamedTuple):
+    """In `file` the text `old`, which stands there once, becomes `new`; only `tile` is compiled."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tile: Tile = HALF
+
+
+MUTATIONS = [
+    Mutation("drop the barrier", FORWARD, BARRIER, ""),
+    Mutation("drop the barrier of importance", IMPORTANCE, BARRIER, ""),
+    Mutation("drop the wait", FORWARD, "    wait_for_copies();\n", ""),
+    Mutation("shorten the wait", DEVICE, "cp.async.wait_all;", "cp.async.commit_group; cp.async.wait_group 1;"),
+    Mutation("store before the warp has read", FORWARD, "  __syncwarp();\n#pragma unroll", "#pragma unroll"),
+    Mutation(
+        "read before the warp has stored", FORWARD, "  __syncwarp();\n  const int head_dim", "  const int head_dim"
+    ),
+    Mutation("unswizzle", TILES, "chunk ^ (row % 8)", "chunk"),
+    Mutation("unswizzle float32", TILES, "chunk ^ (row % 8)", "chunk", FLOAT),
+    Mutation("load past the last row", TILES, "first + row < sample.count", "first + row <= sample.count"),
+    Mutation("load past the last column", TILES, "column < head_dim && side", "side"),
+    Mutation("store past the last row", FORWARD, "lane.thread == 0 && row < rows", "lane.thread == 0"),
+    Mutation("store past the last column", FORWARD, "row >= rows || column >= head_dim", "row >= rows"),
+    Mutation("see one key too many", FORWARD, "column >= limit[e / 2]", "column > limit[e / 2]"),
+    Mutation(
+        "swap the words of a fragment",
+        TILES,
+        "first = {words[0], words[1]}, second = {words[2], words[3]};\n      add_product",
+        "first = {words[0], words[2]}, second = {words[1], words[3]};\n      add_product",
+    ),
+    Mutation(
+        "swap the rows of the weights",
+        TILES,
+        "{packed<T>(low[0], low[1]), packed<T>(low[2], low[3]),",
+        "{packed<T>(low[2], low[3]), packed<T>(low[0], low[1]),",
+    ),
+    Mutation(
+        "swap the order of float32 weights",
+        TILES,
+        "{__float_as_uint(weight[0]), __float_as_uint(weight[2]),",
+        "{__float_as_uint(weight[2]), __float_as_uint(weight[0]),",
+        FLOAT,
+    ),
+    Mutation("do not transpose", DEVICE, "m8n8.x4.trans.shared", "m8n8.x4.shared"),
+    Mutation("sum half of a row", TILES, "return value + __shfl_xor_sync(whole_warp, value, 2)", "return value"),
+    Mutation("shuffle by another distance", TILES, "fmaxf(value, __shfl_xor_sync(whole_warp, value, 2))", "value"),
+    Mutation(
+        "use one buffer", FORWARD, "first_key += Tile::streamed_rows, buffer ^= 1", "first_key += Tile::streamed_rows"
+    ),
+    Mutation(
+        "ask for too little shared memory",
+        FORWARD,
+        "4 * Tile::streamed_bytes + 2 * Tile::streamed_rows * 4",
+        "4 * Tile::streamed_bytes + Tile::streamed_rows * 4",
+    ),
+    Mutation("forget to shrink the output", FORWARD, "        out[j][2 * half] *= shrink;\n", ""),
+    Mutation("lose the low part of float32", DEVICE, "  multiply_tf32(sum, left_low, right_high);\n", "", FLOAT),
+]
+
+
+def build_mutated(mutation: Mutation | None, tile: Tile) -> EmulatedLibrary:
+    """The kernels with one tile and, unless None, one mistake."""
+    name = "none" if mutation is None else digest(*map(str, mutation))
+    folder = BUILDS / "mutated" / f"{name}-{tile.element}-{tile.width}"
+    shutil.copytree(CSRC / "kernels", folder / "kernels", dirs_exist_ok=True)
+    kernels = folder / "kernels" / "cuda"
+    (kernels / ATTENTION_TILES).write_text(f"VLEFF_TILE({', '.join(map(str, tile))})\n")
+    if mutation is not None:
+        change(kernels / mutation.file, mutation)
+    return build_kernels(kernels / "token_gather_attention_kernel.cu", includes=folder)
+
+
+def change(file: Path, mutation: Mutation) -> None:
+    text = file.read_text()
+    if text.count(mutation.old) != 1:
+        raise ValueError(f"{mutation.name}: expected once in {file.name}, found {text.count(mutation.old)} times")
+    file.write_text(text.replace(mutation.old, mutation.new))
