@@ -22,8 +22,9 @@ def test_upper_layers_merge_and_lower_ones_average():
     outputs = [layer.crossattention.output for layer in case.model.encoder.layer]
     assert [hasattr(output, "merge_layer") for output in outputs] == [False] * 6 + [True] * 2
     first, second = torch.randn(2, 5, 64).unbind()
-    mean = (outputs[0].dense0(first) + outputs[0].dense1(second)) / 2
-    torch.testing.assert_close(outputs[0].join(first, second), mean)
+    torch.testing.assert_close(outputs[0].join(first, second), (first + second) / 2)
+    merged = outputs[6].merge_layer(torch.cat([first, second], -1))
+    torch.testing.assert_close(outputs[6].join(first, second), merged)
     expected = case.call(case.plain()).logits
     actual = case.call(vleff.accelerate(case.model)).logits
     assert (actual - expected).abs().max() <= 2e-6 * expected.abs().max()
