@@ -106,7 +106,9 @@ def test_dead_before_or_within_every_step(
     assert (tmp_path / "shards/main/vectors").stat().st_size == (kept + 3) * WIDTH * 2
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 100, b"vlf1" * 20, os.urandom(77)])
+@pytest.mark.parametrize(
+    "garbage", [b"\0" * 100, b"vlf1" * 20, random.Random(0).randbytes(77)], ids=["zeros", "magic", "random"]
+)
 def test_garbage_behind_the_end_is_cut_off(tmp_path: Path, garbage: bytes) -> None:
     new_store(tmp_path)
     fill(tmp_path, 5)
