@@ -36,7 +36,7 @@ TARGETS = ("new_wiki_v1.0.json.gz", "nyt_v1.0.json.gz", "reddit_v1.0.json.gz")
 ARMS = ("dense", "magnitude", "attribution", "random")
 SEEDS = 5
 FEWER_SEEDS = 2  # of random subnetworks, and of the sparsities besides 70 %
-SHOTS = {64: SpanTraining(steps=40, batch=8), 256: SpanTraining(steps=48, batch=16)}
+SHOTS = {64: SpanTraining(steps=40, batch=8), 256: SpanTraining(steps=32, batch=16)}
 SOURCE_EPOCHS, PRUNING_EPOCHS = 1.2, 0.3
 LEARNING_RATES = {"source": 1e-4, "target": 5e-5}
 LENGTH, STRIDE = 192, 64
