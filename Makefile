@@ -15,7 +15,7 @@ bench: .venv/installed
 	.venv/bin/vleff bench $(BENCH)
 
 test: .venv-test/installed
-	.venv-test/bin/pytest $(TEST)
+	OMP_WAIT_POLICY=passive .venv-test/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST)
 
 lint: .venv-test/installed
 	.venv-test/bin/ruff check .
