@@ -20,8 +20,8 @@ from vleff.lottery.config import LotteryConfig
 from vleff.lottery.pruning import GradualPruner, PruningCallback
 from vleff.lottery.subnetwork import extract, from_pretrained, save_pretrained
 from vleff.training.checkpoints import check_settings, replace_file
-from vleff.training.sparse_checkpoints import holds_subnetwork
 from vleff.training.span_training import SpanTraining, predict_answers, train_reader
+from vleff.training.sparse_checkpoints import holds_subnetwork
 
 SOURCE, HEADS, FOUND, MASKS = "source", "heads.json", "found", "masks.safetensors"
 _HELD_OUT = 0.05

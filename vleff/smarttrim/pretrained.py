@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -99,15 +100,11 @@ def trimmer_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _without_trimmers(model: nn.Module) -> Iterator[None]:
-    trimmed = [(module, module.trimming) for module in model.modules() if _has_trimmers(module)]
-    for module, _ in trimmed:
+    trimmed = {module: module.trimming for module in model.modules() if hasattr(module, "trimming")}
+    for module in trimmed:
         uninstall(module)
     try:
         yield
     finally:
-        for module, trimmers in trimmed:
-            install(module, trimmers)
-
-
-def _has_trimmers(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "trimming", None), Trimmers)
+        for module, trimming in trimmed.items():
+            install(module, cast(Trimmers, trimming))
