@@ -35,6 +35,7 @@ from vleff.ops.masked_feed_forward import masked_feed_forward, masked_feed_forwa
 from vleff.ops.masked_linear import masked_linear, masked_linear_reference, pack_masked_weight
 from vleff.ops.masked_structure import MaskedStructure
 from vleff.ops.residual_layer_norm import residual_layer_norm, residual_layer_norm_reference
+from vleff.ops.sum_rows import sum_rows, sum_rows_reference
 from vleff.ops.token_gather_attention import (
     token_gather_attention,
     token_gather_attention_flops,
@@ -72,6 +73,8 @@ __all__ = [
     "packs_linear_weight",
     "residual_layer_norm",
     "residual_layer_norm_reference",
+    "sum_rows",
+    "sum_rows_reference",
     "token_gather_attention",
     "token_gather_attention_flops",
     "token_gather_attention_reference",
