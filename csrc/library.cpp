@@ -100,6 +100,18 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       traceable);
 
   library.def(
+      "ragged_lstm(Tensor gates, Tensor weight, Tensor offsets, SymInt max_length, Tensor? "
+      "initial_hidden=None, "
+      "Tensor? initial_cell=None, *, bool activations=False) -> (Tensor hidden, Tensor cell, Tensor "
+      "activated)",
+      traceable);
+  library.def(
+      "ragged_lstm_backward(Tensor grad_hidden, Tensor cell, Tensor activated, Tensor gates, Tensor weight, "
+      "Tensor offsets, SymInt max_length, Tensor? initial_hidden=None, Tensor? initial_cell=None) -> "
+      "(Tensor grad_gates, Tensor grad_initial_hidden, Tensor grad_initial_cell)",
+      traceable);
+
+  library.def(
       "vocabulary_log_probs(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> "
       "(Tensor log_probs, Tensor statistics)",
       traceable);

@@ -34,6 +34,7 @@ from vleff.ops.head_masked_linear import (
 from vleff.ops.masked_feed_forward import masked_feed_forward, masked_feed_forward_reference
 from vleff.ops.masked_linear import masked_linear, masked_linear_reference, pack_masked_weight
 from vleff.ops.masked_structure import MaskedStructure
+from vleff.ops.ragged_lstm import ragged_lstm, ragged_lstm_reference
 from vleff.ops.residual_layer_norm import residual_layer_norm, residual_layer_norm_reference
 from vleff.ops.token_gather_attention import (
     token_gather_attention,
@@ -70,6 +71,8 @@ __all__ = [
     "pack_linear_weight",
     "pack_masked_weight",
     "packs_linear_weight",
+    "ragged_lstm",
+    "ragged_lstm_reference",
     "residual_layer_norm",
     "residual_layer_norm_reference",
     "token_gather_attention",
