@@ -142,4 +142,6 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       "paragraph_keys, Tensor paragraph_ids, Tensor paragraph_offsets, SymInt max_paragraph, Tensor "
       "gate_logits, Tensor vocabulary_logits, SymInt extended_size, *, float scale) -> Tensor",
       traceable);
+
+  library.def("top_words(Tensor rows, int count) -> (Tensor values, Tensor words)", traceable);
 }

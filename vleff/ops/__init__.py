@@ -41,6 +41,7 @@ from vleff.ops.token_gather_attention import (
     token_gather_attention_flops,
     token_gather_attention_reference,
 )
+from vleff.ops.top_words import top_words, top_words_reference
 from vleff.ops.trim_heads import trim_heads, trim_heads_reference
 from vleff.ops.trim_tokens import trim_tokens, trim_tokens_reference
 from vleff.ops.vocabulary_log_probs import vocabulary_log_probs, vocabulary_log_probs_reference
@@ -78,6 +79,8 @@ __all__ = [
     "token_gather_attention",
     "token_gather_attention_flops",
     "token_gather_attention_reference",
+    "top_words",
+    "top_words_reference",
     "trim_heads",
     "trim_heads_reference",
     "trim_tokens",
