@@ -64,7 +64,7 @@ class SourceCollator:
             **_offsets("question", questions),
             **_offsets("paragraph", paragraphs),
         }
-        extensions = [self._extension(*texts) for texts in zip(questions, paragraphs, strict=True)]
+        extensions = [self.extension(source) for source in sources]
         extended_size = self.vocabulary.generated + max(len(extension) for extension in extensions)
         for name, texts in (("question", questions), ("paragraph", paragraphs)):
             ids = [self._id(word, extension) for extension, words in zip(extensions, texts, strict=True) for word in words]
@@ -91,10 +91,10 @@ class SourceCollator:
                 batch |= _subwords(name, [getattr(source, name) for source in sources], self.tokenizer)
         return batch
 
-    def _extension(self, question: Iterable[str], paragraph: Iterable[str]) -> dict[str, int]:
+    def extension(self, source: SourceWords) -> dict[str, int]:
         """Numbers of the words that the decoder does not generate, in the order in which they are read."""
         extension: dict[str, int] = {}
-        for words in (question, paragraph):
+        for words in (source.lower_question, source.lower_paragraph):
             for word in words:
                 if not self._is_generated(word):
                     extension.setdefault(word, self.vocabulary.generated + len(extension))

@@ -1,6 +1,7 @@
 """PairToSequence: writes an unanswerable question from an answerable one and its paragraph."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from vleff.unanswerable.batches import SourceCollator
 from vleff.unanswerable.config import PairToSequenceConfig
 from vleff.unanswerable.decoder import Decoder
 from vleff.unanswerable.encoders import PairEncoder, TransformerEncoder, WordEmbedding
+from vleff.unanswerable.generation import GenerationSettings, checked_count
+from vleff.unanswerable.sources import Candidate, GenerationSource
 from vleff.unanswerable.vocabulary import Vocabulary
+from vleff.unanswerable.writing import write
 
 TOKENIZER = "encoder_tokenizer"
 
@@ -139,6 +143,25 @@ class PairToSequence(PreTrainedModel):
         if coverage_loss is not None:
             loss = loss + self.config.coverage * coverage_loss.mean()
         return PairToSequenceOutput(loss=loss, log_probs=log_probs, coverage_loss=coverage_loss)
+
+    def generate(
+        self, sources: Sequence[GenerationSource], *, count: int = 1, settings: GenerationSettings | None = None
+    ) -> list[list[Candidate]]:
+        """Writes questions.
+
+        Args:
+            sources: to write from.
+            count: questions for each, at most.
+            settings: of the search; the defaults of `GenerationSettings` if None.
+
+        Returns:
+            for each source different questions, the best first: with the capitals and spaces of the source, and
+            scores that are log-probabilities divided by lengths.
+
+        Raises:
+            ValueError: a source is none, or `count` is below 1.
+        """
+        return write(self, sources, checked_count(count), settings or GenerationSettings())
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
         """As of transformers: config and weights, safetensors; and the vocabulary, and the encoder's tokenizer."""
