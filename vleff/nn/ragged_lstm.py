@@ -1,6 +1,7 @@
 """RaggedLSTM: nn.LSTM over ragged batches."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class RaggedLSTM(nn.Module):
         """
         if lstm.num_layers != 1 or lstm.proj_size or not lstm.bias:
             raise ValueError(f"argument 'lstm': expected one layer with biases and no projection, got {lstm}")
-        weight = lstm.weight_ih_l0
+        weight: Any = lstm.weight_ih_l0
         made = cls(lstm.input_size, lstm.hidden_size, lstm.bidirectional, weight.device, weight.dtype)
         ends = ["l0", "l0_reverse"][: made.directions]
 

@@ -67,7 +67,9 @@ class SourceCollator:
         extensions = [self.extension(source) for source in sources]
         extended_size = self.vocabulary.generated + max(len(extension) for extension in extensions)
         for name, texts in (("question", questions), ("paragraph", paragraphs)):
-            ids = [self._id(word, extension) for extension, words in zip(extensions, texts, strict=True) for word in words]
+            ids = [
+                self._id(word, extension) for extension, words in zip(extensions, texts, strict=True) for word in words
+            ]
             batch[f"{name}_ids"] = torch.tensor(ids, dtype=torch.int32)
         batch |= {
             "extended_words": distinct.of_all(extensions),
@@ -147,9 +149,7 @@ def _offsets(name: str, texts: Sequence[Sequence[str]]) -> Batch:
 
 def _answers(sources: Sequence[SourceWords], offsets: Tensor) -> Batch:
     types = torch.full((int(offsets[-1]),), PARAGRAPH_TYPE)
-    rows = [
-        torch.arange(*source.answer) + begin for source, begin in zip(sources, offsets.tolist(), strict=False)
-    ]
+    rows = [torch.arange(*source.answer) + begin for source, begin in zip(sources, offsets.tolist(), strict=False)]
     chosen = torch.cat(rows)
     types[chosen] = ANSWER_TYPE
     starts = [0, *accumulate(map(len, rows))][:-1]

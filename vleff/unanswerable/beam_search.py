@@ -8,7 +8,6 @@ from torch import Tensor
 from vleff.ops.top_words import top_words
 from vleff.unanswerable.decoding import Rules, Steps
 from vleff.unanswerable.generation import GenerationSettings, Hypothesis, best
-from vleff.unanswerable.vocabulary import END_NUMBER
 
 
 def beam_search(steps: Steps, rules: Rules, settings: GenerationSettings, count: int) -> list[list[Hypothesis]]:
@@ -52,7 +51,7 @@ class _Groups:
         source_count = len(rules.longest)
         self.settings = settings
         self.beams = settings.group_beams(count)
-        self.source_count, self.longest = source_count, rules.longest
+        self.source_count, self.longest, self.end = source_count, rules.longest, rules.end
         self.sources = torch.arange(source_count).repeat_interleave(settings.groups)
         self.numbers = torch.arange(settings.groups).repeat(source_count)
         self.history = torch.zeros(len(self.sources), 1, 0, dtype=torch.int64)
@@ -81,7 +80,7 @@ class _Groups:
             scores, parents, words = self._candidates(log_probs, slice(None))
         else:
             scores, parents, words = self._diverse_candidates(log_probs)
-        ends = words == END_NUMBER
+        ends = words == self.end
         self._end(scores, parents, ends)
         # the best without end, in order: there are at most as many ends as hypotheses
         going = ends.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.beams]
@@ -125,10 +124,10 @@ class _Groups:
             sources = self.sources[chosen]
             lost = self.settings.diversity * taken[sources]  # [groups, words]
             _, parents[chosen], words[chosen] = self._candidates((rows[chosen] - lost[:, None]).flatten(0, 1), chosen)
-            at = chosen[:, None], parents[chosen]
-            scores[chosen] = self.scores[at] + rows[(*at, words[chosen])].double()
-            going = (words[chosen] != END_NUMBER).cumsum(1) <= self.beams
-            going &= (words[chosen] != END_NUMBER) & (scores[chosen] > -torch.inf)
+            groups, hypotheses = chosen[:, None], parents[chosen]
+            scores[chosen] = self.scores[groups, hypotheses] + rows[groups, hypotheses, words[chosen]].double()
+            going = (words[chosen] != self.end).cumsum(1) <= self.beams
+            going &= (words[chosen] != self.end) & (scores[chosen] > -torch.inf)
             taken.index_put_((sources[:, None].expand_as(going), words[chosen]), going.float(), accumulate=True)
         return scores, parents, words
 

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from vleff.unanswerable.vocabulary import END_NUMBER, START_NUMBER, UNKNOWN_NUMBER
 
-NEVER_WRITTEN = (UNKNOWN_NUMBER, START_NUMBER)
-
 
 class Steps(Protocol):
     """A decoder that has read a batch of sources. The rows that it works on are ordered by source."""
@@ -47,10 +45,21 @@ class Rules:
             copied.
         longest: how many words each source's questions may have.
         no_repeat: size of n-grams that are not there twice; 0 allows all.
+        end: the word that ends a question.
+        never: words that are in none.
     """
 
-    def __init__(self, sources: Sequence[Sequence[int]] | None, longest: Sequence[int], no_repeat: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Sequence[int]] | None,
+        longest: Sequence[int],
+        no_repeat: int,
+        end: int = END_NUMBER,
+        never: Sequence[int] = (UNKNOWN_NUMBER, START_NUMBER),
+    ) -> None:
         self.longest = torch.tensor(longest)
+        self.end = end
+        self.never = list(never)
         self.no_repeat = no_repeat
         self.sources = self.lengths = None
         if sources is not None:
@@ -66,22 +75,22 @@ class Rules:
             history: int64 [rows, words so far].
             sources: int64 [rows], whose each row is.
         """
-        log_probs[:, NEVER_WRITTEN[0] : NEVER_WRITTEN[-1] + 1] = -torch.inf
+        log_probs[:, self.never] = -torch.inf
         written = history.shape[1]
         if written == 0:  # a question has a word
-            log_probs[:, END_NUMBER] = -torch.inf
+            log_probs[:, self.end] = -torch.inf
         if self.sources is not None and self.lengths is not None:
             ends = self.lengths[sources] == written
             if ends.any():
                 copied = ends & (self.sources[sources, :written] == history).all(1)
-                log_probs[copied, END_NUMBER] = -torch.inf
+                log_probs[copied, self.end] = -torch.inf
         if 0 < self.no_repeat <= written:
             self._forbid_repetition(log_probs, history)
         full = self.longest[sources] == written
         if full.any():
-            ends = log_probs[:, END_NUMBER].clone()
+            ends = log_probs[:, self.end].clone()
             log_probs[full] = -torch.inf
-            log_probs[:, END_NUMBER] = ends
+            log_probs[:, self.end] = ends
 
     def _forbid_repetition(self, log_probs: Tensor, history: Tensor) -> None:
         size = self.no_repeat

@@ -134,7 +134,7 @@ class PairEncoder(nn.Module):
         """
         question, paragraph = (self._encode(side, words, batch) for side in SIDES)
         fused = self.fusions["question"](question, paragraph), self.fusions["paragraph"](paragraph, question)
-        return tuple(memory.replace(self._drop(memory.values)) for memory in fused)  # type: ignore[return-value]
+        return tuple(memory.replace(self._drop(memory.values)) for memory in fused)
 
     def _encode(self, side: str, words: Tensor, batch: Batch) -> RaggedBatch:
         embedded = functional.embedding(batch[f"{side}_words"], words)

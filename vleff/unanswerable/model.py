@@ -50,6 +50,7 @@ class PairToSequence(PreTrainedModel):
     Attributes:
         vocabulary: its words.
         tokenizer: of a transformer as encoder; else None.
+        settings: how questions are searched; not saved.
         embedding, encoder, decoder: its parts.
 
     Args:
@@ -68,6 +69,7 @@ class PairToSequence(PreTrainedModel):
     ) -> None:
         super().__init__(config)
         self.vocabulary, self.tokenizer = vocabulary, tokenizer
+        self.settings = GenerationSettings()
         self.embedding = WordEmbedding(config)
         self.encoder = PairEncoder(config)
         self.decoder = Decoder(config)
@@ -152,7 +154,7 @@ class PairToSequence(PreTrainedModel):
         Args:
             sources: to write from.
             count: questions for each, at most.
-            settings: of the search; the defaults of `GenerationSettings` if None.
+            settings: of the search; the model's own if None.
 
         Returns:
             for each source different questions, the best first: with the capitals and spaces of the source, and
@@ -161,7 +163,7 @@ class PairToSequence(PreTrainedModel):
         Raises:
             ValueError: a source is none, or `count` is below 1.
         """
-        return write(self, sources, checked_count(count), settings or GenerationSettings())
+        return write(self, sources, checked_count(count), settings or self.settings)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
         """As of transformers: config and weights, safetensors; and the vocabulary, and the encoder's tokenizer."""
@@ -190,7 +192,7 @@ class PairToSequence(PreTrainedModel):
         """Parts make their own first weights."""
 
 
-def _sizes(vocabulary: Vocabulary) -> dict[str, int]:
+def _sizes(vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "vocabulary_size": len(vocabulary),
         "generated_words": vocabulary.generated,

@@ -8,7 +8,6 @@ from torch import Tensor
 from vleff.ops.top_words import top_words
 from vleff.unanswerable.decoding import Rules, Steps
 from vleff.unanswerable.generation import GenerationSettings, Hypothesis, best
-from vleff.unanswerable.vocabulary import END_NUMBER
 
 _LIKELIEST = 64  # words among which those of top_p usually are
 
@@ -42,10 +41,10 @@ def sample(
         rules.apply(log_probs, history, sources)
         words = draw(log_probs, draws[rows, history.shape[1]], settings.temperature, settings.top_p)
         scores = scores + log_probs.gather(1, words[:, None]).squeeze(1).double()
-        for row in ((words == END_NUMBER) & (scores > -torch.inf)).nonzero().flatten().tolist():
+        for row in ((words == rules.end) & (scores > -torch.inf)).nonzero().flatten().tolist():
             one = Hypothesis.ended(history[row].tolist(), scores[row].item(), settings.length_penalty)
             found[int(sources[row])].append(one)
-        going = ((words != END_NUMBER) & (scores > -torch.inf)).nonzero().squeeze(1)
+        going = ((words != rules.end) & (scores > -torch.inf)).nonzero().squeeze(1)
         if not len(going):
             return [best(of_source) for of_source in found]
         words, sources, rows, scores = words[going], sources[going], rows[going], scores[going]
@@ -83,7 +82,7 @@ def draw(log_probs: Tensor, uniform: Tensor, temperature: float, top_p: float) -
 
 
 def _draw_from(ordered: Tensor, words: Tensor, wanted: Tensor, uniform: Tensor) -> Tensor:
-    """A draw from the first of `words`, with weights `ordered`, that have the weight `wanted` together; int64 [rows]."""
+    """int64 [rows]: a draw from the first of `words`, with weights `ordered`, that weigh `wanted` together."""
     cumulative = ordered.cumsum(1)
     kept = torch.where(cumulative - ordered < wanted, ordered, 0).cumsum(1)
     return words.gather(1, _find(kept, uniform * kept[:, -1])[:, None]).squeeze(1)

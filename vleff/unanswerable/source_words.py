@@ -46,21 +46,31 @@ def source_words(source: GenerationSource, max_question: int = 60, max_paragraph
     for name, words in (("question", question), ("paragraph", paragraph)):
         if not words:
             raise ValueError(f"source: expected a {name} with words, got {getattr(source, name)!r}")
+    kept, answer = _cut(source, paragraph, max_paragraph)
+    return SourceWords(_texts(question[:max_question]), _texts(kept), answer)
+
+
+def cut_paragraph(source: GenerationSource, max_words: int) -> str:
+    """The paragraph; of one with more words a stretch around the answer.
+
+    Raises:
+        ValueError: the answer is not at its place.
+    """
+    kept, _ = _cut(source, split_words(source.paragraph), max_words)
+    return source.paragraph[kept[0].start : kept[-1].end] if kept else ""
+
+
+def _cut(source: GenerationSource, words: Sequence[Word], most: int) -> tuple[Sequence[Word], tuple[int, int]]:
+    """At most so many of the paragraph's words, and where the answer is in them."""
     start, text = source.answer_start, source.answer_text
     if not text.strip() or start < 0 or source.paragraph[start : start + len(text)] != text:
         found = source.paragraph[max(start, 0) : max(start, 0) + len(text)]
         raise ValueError(f"source: expected the answer {text!r} at character {start} of the paragraph, got {found!r}")
-    first, end = span_words(paragraph, start, start + len(text))
-    begin = _begin_around(first, end, len(paragraph), max_paragraph)
-    kept = paragraph[begin : begin + max_paragraph]
-    answer = min(first - begin, len(kept)), min(end - begin, len(kept))
-    return SourceWords(_texts(question[:max_question]), _texts(kept), answer)
-
-
-def _begin_around(first: int, end: int, count: int, most: int) -> int:
-    """Where a stretch of at most `most` of `count` words begins that has the span in its middle."""
+    first, end = span_words(words, start, start + len(text))
     middle = (first + end - most) // 2
-    return max(0, min(middle, first, count - most))
+    begin = max(0, min(middle, first, len(words) - most))
+    kept = words[begin : begin + most]
+    return kept, (min(first - begin, len(kept)), min(end - begin, len(kept)))
 
 
 def _texts(words: Sequence[Word]) -> tuple[str, ...]:

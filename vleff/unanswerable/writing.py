@@ -49,11 +49,9 @@ def _write_batch(
     steps = ModelSteps(model, batch)
     lengths = batch["question_offsets"].diff().tolist()
     questions = [ids.tolist() for ids in batch["question_ids"].split(lengths)]
-    rules = Rules(
-        None if settings.may_copy else questions, [settings.longest(n) for n in lengths], settings.no_repeat
-    )
+    rules = Rules(None if settings.may_copy else questions, [settings.longest(n) for n in lengths], settings.no_repeat)
     if settings.sample:
-        seeds = [_seed(settings.seed, source) for source, _ in read]
+        seeds = [source_seed(settings.seed, source) for source, _ in read]
         found = sample(steps, rules, settings, count, seeds)
     else:
         found = beam_search(steps, rules, settings, count)
@@ -122,7 +120,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _seed(seed: int, source: GenerationSource) -> int:
+def source_seed(seed: int, source: GenerationSource) -> int:
     """Of the draws of a source: depends on what is in it, and not on its place."""
     text = repr((seed, source.question, source.paragraph, source.answer_text, source.answer_start))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
