@@ -1,5 +1,6 @@
 """Seq2SeqGenerator: T5, BART and other models of transformers as generators of questions."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,6 +150,9 @@ class _ModelSteps:
         self._mask = inputs["attention_mask"]
         self._start = torch.tensor([start])
         self._read: Tensor = self._model.get_encoder()(**inputs).last_hidden_state
+        # releases of transformers differ in what they call it
+        parameters = inspect.signature(type(model).forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._cache: Any = None
 
     def first(self, per_source: Tensor) -> Tensor:
@@ -167,10 +171,10 @@ class _ModelSteps:
             encoder_outputs=BaseModelOutput(last_hidden_state=read),
             attention_mask=self._mask[sources],
             decoder_input_ids=words.to(read.device),
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_name: self._cache},
         )
-        self._cache = outputs.past_key_values
+        self._cache = outputs[self._cache_name]
         return outputs.logits[:, -1].float().log_softmax(1).cpu()
 
 
