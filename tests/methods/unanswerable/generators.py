@@ -24,7 +24,7 @@ def pairs() -> tuple[QuestionPair, ...]:
 
 def sources(count: int = 6) -> list[GenerationSource]:
     """Of short and of long paragraphs."""
-    some = [*pairs()[: count - count // 3], *pairs()[-(count // 3) :]]
+    some = [*pairs()[: count - count // 3], *pairs()[len(pairs()) - count // 3 :]]
     return [GenerationSource(pair.answerable, pair.context, pair.answer.text, pair.answer.start) for pair in some]
 
 
