@@ -126,8 +126,9 @@ class Seq2SeqGenerator:
         encode = self.tokenizer.encode
         questions = [encode(source.question, add_special_tokens=False) for source in sources]
         longest = [settings.longest(len(question)) for question in questions]
-        special = [self._start[0], *(i for i in self.tokenizer.all_special_ids if i != self._end)]
-        rules = Rules(None if settings.may_copy else questions, longest, settings.no_repeat, self._end, special)
+        never = {*self._start, *self.tokenizer.all_special_ids} - {self._end}  # of BART the end is the start as well
+        copied = None if settings.may_copy else questions
+        rules = Rules(copied, longest, settings.no_repeat, self._end, sorted(never))
         steps = _ModelSteps(self.model, self._tokenize([text for _, text in read], self.max_tokens), self._start)
         if settings.sample:
             seeds = [source_seed(settings.seed, source) for source in sources]

@@ -168,7 +168,7 @@ class PlainPairToSequence(nn.Module):
         of_rows = torch.arange(sources).repeat_interleave(beams)
         hidden, cell = repeated["hidden"], repeated["cell"]
         history = torch.zeros(sources * beams, 0, dtype=torch.int64)
-        scores = torch.full((sources, beams), -torch.inf, dtype=torch.float64)
+        scores = torch.full((sources, beams), -torch.inf, dtype=hidden.dtype)
         scores[:, 0] = 0
         inputs = self.words.weight[START_NUMBER].expand(sources * beams, -1)
         found: list[list[Hypothesis]] = [[] for _ in range(sources)]
