@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from vleff.nn import RaggedLSTM
 from vleff.unanswerable.decoding import Rules
@@ -88,9 +87,12 @@ class PlainPairToSequence(nn.Module):
         """Vectors of the batch's words, both memories with masks, and the decoder's first states."""
         words = self.words(batch["words"])
         of_letters = self.letters(batch["letters"]).sum(1)
-        spelled = [letters.amax(0) if len(letters) else words.new_zeros(words.shape[1]) for letters in
-                   of_letters.split(batch["word_lengths"].tolist())]  # fmt: skip
-        spelled = torch.stack(spelled)
+        lengths = batch["word_lengths"]
+        starts = functional.pad(lengths.cumsum(0), (1, 0))[:-1, None]
+        places = torch.arange(int(lengths.max()), device=lengths.device)
+        letters = of_letters[(starts + places).clamp(max=len(of_letters) - 1)]
+        letters = letters.masked_fill((places >= lengths[:, None])[..., None], -torch.inf)
+        spelled = letters.amax(1).masked_fill(lengths[:, None] == 0, 0)
         written = words + spelled * (batch["words"] == UNKNOWN_NUMBER)[:, None]
         read: dict[str, Any] = {"written": written, "ids": {}, "masks": {}}
         states = {}
@@ -249,7 +251,10 @@ def read_both_ways(lstm: nn.LSTM, padded: Tensor, lengths: Tensor) -> Tensor:
 
 
 def pad(rows: Tensor, offsets: Tensor) -> Tensor:
-    return pad_sequence(rows.split(offsets.diff().tolist()), batch_first=True)
+    mask = mask_of(offsets)
+    padded = rows.new_zeros(*mask.shape, *rows.shape[1:])
+    padded[mask] = rows
+    return padded
 
 
 def mask_of(offsets: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def bart() -> Any:
         bos_token_id=START,
         eos_token_id=END,
         pad_token_id=PAD,
+        forced_eos_token_id=None,
         init_std=0.3,
     )
     return BartForConditionalGeneration(config).eval()
