@@ -79,6 +79,7 @@ def train_trimmed(
     folder: str | Path,
     task_loss: TaskLoss | None = None,
     predictions: Predictions | None = None,
+    bfloat16: bool = False,
     quiet: bool = False,
 ) -> PreTrainedModel:
     """Trains model and trimmers with transformers' Trainer: AdamW, gradients clipped at norm 1.
@@ -90,6 +91,7 @@ def train_trimmed(
         questions: anything with a length whose items `collate` takes.
         collate: makes a batch with labels.
         task_loss, predictions: of `training_loss`.
+        bfloat16: matrix products are computed in bfloat16 (autocast), as fast again where the processor has it.
         quiet: without a progress bar.
 
     Returns:
@@ -113,6 +115,7 @@ def train_trimmed(
         logging_steps=max(1, training.steps // 20),
         remove_unused_columns=False,
         report_to=[],
+        bf16=bfloat16,
         seed=training.seed,
         disable_tqdm=quiet,
         use_cpu=not torch.cuda.is_available(),
