@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -209,17 +211,30 @@ def seconds_a_question(
     """
     inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
     count = sum(len(batch["pixel_values"]) for batch in inputs)
-    times: dict[str, list[float]] = {mode: [] for mode in modes}
-    with torch.inference_mode():
-        for number in range(ROUNDS + 1):
-            for mode, found in times.items():
-                with running(model, mode):
-                    start = time.perf_counter()
-                    for batch in inputs:
-                        model(**batch)
-                if number:  # the first round packs weights
-                    found.append(time.perf_counter() - start)
-    return {mode: sorted(found)[ROUNDS // 2] / count for mode, found in times.items()}
+
+    def ask(mode: str) -> None:
+        with torch.inference_mode(), running(model, mode):
+            for batch in inputs:
+                model(**batch)
+
+    times = seconds_in_turns({mode: partial(ask, mode) for mode in modes})
+    return {mode: seconds / count for mode, seconds in times.items()}
+
+
+def seconds_in_turns(contenders: Mapping[str, Callable[[], Any]], quiet: bool = True) -> dict[str, float]:
+    """The time that each contender takes: medians over rounds in which they take turns.
+
+    Args:
+        quiet: without a progress bar.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in track(range(ROUNDS + 1), "timing", transient=True, disable=quiet):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if number:  # the first round packs weights
+                times[name].append(time.perf_counter() - start)
+    return {name: median(found) for name, found in times.items()}
 
 
 def _groups(model: PreTrainedModel, training: AnsweringTraining) -> list[dict[str, Any]]:
