@@ -44,6 +44,7 @@ from vleff.data.fashion_mnist import read_fashion_mnist
 from vleff.data.tile_features import TileCollator, cell_means, cells_of, tile_tokenizer
 from vleff.data.tile_grid import CLASSES, COLOURS
 from vleff.data.tile_vqa import ANSWERS, KINDS, TileVqa
+from vleff.demo.packing import pack
 from vleff.models.vilt_patches import recorded_places
 from vleff.smarttrim.answering import AnsweringTraining, answer, seconds_a_question, train_trimmed
 from vleff.smarttrim.kept_patches import KeptTokens, watching
@@ -55,6 +56,7 @@ PATCHES = 8  # a side of a picture
 PATCHES_A_CELL = 4
 BATCHES = (1, 8, 32, 128)
 TIMED = 128  # questions
+HELD_OUT = 300  # questions of the demo
 TEXT_SCALE = 0.25  # MiniLM's embeddings are four times as long as the ViT's
 NEVER = 10**7  # more questions than any training takes: each is new
 
@@ -172,7 +174,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's files")
     parser.add_argument("--vision", type=Path, help="folder of a ViT with patches of 14 pixels")
     parser.add_argument("--text", type=Path, help="folder of MiniLM, or of another BERT as wide as the ViT")
-    parser.add_argument("--demo", type=Path, help="folder to write the demo's model to")
+    parser.add_argument("--demo", type=Path, help="folder to write the data of `vleff demo` to")
     parser.add_argument("--work", type=Path, default=Path("smarttrim-study"), help="folder of trained models")
     parser.add_argument("--results", type=Path, default=Path("docs/results/smarttrim-study"))
     parser.add_argument("--time", action="store_true", help="only measure trained models; leave the machine alone")
@@ -387,11 +389,22 @@ def vilt_config(width: int, heads: int, vocabulary: int, layers: int = LAYERS) -
 
 
 def write_demo(study: Study, folder: Path) -> None:
-    """The trimmed model in half precision, with its tokenizer and its figures."""
-    name = f"trimmed-{study.plan.ratios[0]}-{study.plan.seeds[0]}"
-    model = smarttrim.from_pretrained(study.work / f"{name}-model").half()
-    smarttrim.save_pretrained(model, folder)
-    study.tokenizer.save_pretrained(folder)
+    """What `vleff demo` needs: the first ratio's and seed's models, held-out questions, and figures."""
+    plan = study.plan
+    ratio, seed = plan.ratios[0], plan.seeds[0]
+    units = {"full": f"full-{seed}", "trimmed": f"trimmed-{ratio}-{seed}", "random": f"random-{ratio}-{seed}"}
+    kept = ("accuracy", "flop ratio", "kept of all cells", "kept of cells that matter", "by kind")
+    arms = {arm: json.loads((study.results / f"{unit}.json").read_text()) for arm, unit in units.items()}
+    figures = {
+        "steps": plan.steps,
+        "further_steps": plan.further_steps,
+        "batch": plan.batch,
+        "questions": plan.tested,
+        "arms": {arm: {name: found[name] for name in kept} for arm, found in arms.items()},
+    }
+    models = [study.work / f"{units[arm]}-model" for arm in ("trimmed", "random")]
+    held_out = list(TileVqa(read_fashion_mnist(study.data, "test"), HELD_OUT, 2))
+    pack(folder, *models, study.tokenizer, held_out, figures)
 
 
 def write(path: Path, content: Any) -> None:

@@ -10,15 +10,17 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import AutoConfig, PreTrainedModel, ViltForQuestionAnswering
 
-from vleff.data.image_questions import ImageQuestion, ImageQuestionCollator, frequent_answers
+from vleff.data.image_questions import ImageQuestion, ImageQuestionCollator, frequent_answers, load_image_questions
 from vleff.dide import Preprocessor
 from vleff.smarttrim.answering import AnsweringTraining, answer, train_trimmed
 from vleff.smarttrim.attachment import attach
 from vleff.smarttrim.config import SmartTrimConfig
 from vleff.smarttrim.execution import trimmers_of
 from vleff.smarttrim.pretrained import DESCRIPTION, from_pretrained, save_pretrained
+from vleff.smarttrim.report import measure_gain
 from vleff.training.checkpoints import check_settings
 
+_EXPLAINED = 32  # questions
 _MEASURED = 512  # questions of which a control arm's shares are
 
 
@@ -124,6 +126,25 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, ImageQuestionCollator]:
     if not isinstance(model, ViltForQuestionAnswering):
         raise TypeError(f"{folder}: expected a ViltForQuestionAnswering, got {type(model).__name__}")
     return model, ImageQuestionCollator(Preprocessor.from_pretrained(folder), model.config.label2id)
+
+
+def load_and_run(folder: str | Path, data: str | None) -> PreTrainedModel:
+    """A trimmed model for `vleff.explain`.
+
+    Args:
+        data: of `load_image_questions`; the model answers the first of them, and its gain is measured. None to leave
+            it as it was loaded.
+
+    Raises:
+        as of `load` and `load_image_questions`.
+    """
+    if data is None:
+        return from_pretrained(folder)
+    model, collate = load(folder)
+    inputs = collate(load_image_questions(data, "validation")[:_EXPLAINED])
+    del inputs["labels"]
+    measure_gain(model, inputs)
+    return model
 
 
 def load_random(folder: str | Path) -> PreTrainedModel:
