@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -22,7 +23,6 @@ RANDOM_LIKE_HELP = "Train a control that drops at random, as much as this trimme
 RANDOM_HELP = "A model of `train --random-like`; the trimmed model's weights, untrained for it, if left out."
 SPLIT_HELP = "Of a data set of the hub."
 RESULTS_HELP = "Results of `evaluate`, or folders of them, for further points of the curve; repeat it."
-_SHOWN_AT_LEAST = 1
 
 
 @app.command()
@@ -109,9 +109,9 @@ def show(
         from vleff.smarttrim.results_files import read_evaluations
         from vleff.smarttrim.shown import shown_questions
 
-        if shown < _SHOWN_AT_LEAST:
-            raise ValueError(f"shown: expected at least {_SHOWN_AT_LEAST}, got {shown}")
-        showing.check_free(output)
+        if shown < 1:
+            raise ValueError(f"shown: expected at least 1, got {shown}")
+        showing.check_ready(output)
         others, sizes = read_evaluations(results or []), _sizes(batch)
         questions = load_image_questions(data, split)
         loaded, collate = recipes.load(model)
@@ -124,24 +124,23 @@ def show(
 
 def print_evaluation(found: Any) -> None:
     """Tables of an Evaluation: its arms, and what was kept layer by layer."""
-    from vleff.smarttrim.showing import table_of
+    from vleff.smarttrim.showing import notes_on, table_of
 
     head, *rows = table_of(found)
-    table = Table(*(Column(name, justify="left" if not number else "right") for number, name in enumerate(head)))
+    table = Table(Column(head[0]), *(Column(name, justify="right") for name in head[1:]), box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
-    if found.machine:
-        say(f"Times: medians, the three in turns; {found.machine}")
-    kept = Table("layer", "mean", "least", "5 %", "half", "95 %", "most", title_justify="left", box=None)
+    say(notes_on(found))
     for what, stacks in (("tokens", found.tokens), ("heads", found.heads)):
         for name, layers in stacks.items():
             whole = found.initial[name] if what == "tokens" else found.all_heads[name]
-            kept.add_section()
-            kept.add_row(f"[bold]{what}[/] of {escape(name)}, all: {whole:.1f}")
+            title = f"{what} of {whole:.4g} that layers keep ({escape(name)})"
+            points = ("layer", "mean", "least", "5 %", "half", "95 %", "most")
+            kept = Table(*(Column(point, justify="right") for point in points), title=title, box=SIMPLE_HEAD)
             for number, counts in enumerate(layers):
                 kept.add_row(str(number), *_spread(counts))
-    console.print(kept)
+            console.print(kept)
 
 
 def _spread(counts: list[float]) -> list[str]:
@@ -163,4 +162,6 @@ def _sizes(text: str) -> list[int]:
 
 def _say_unknown(known: float) -> None:
     if known < 1:
-        say(f"{100 * (1 - known):.1f} % of the questions have an answer that the model cannot give: they count as wrong")
+        say(
+            f"{100 * (1 - known):.1f} % of the questions have an answer that the model cannot give: they count as wrong"
+        )

@@ -1,4 +1,4 @@
-"""The demo: accuracy and speed of the model that ships with vleff, full, trimmed and trimmed at random, and pictures."""
+"""The demo: accuracy and speed of the model that ships with vleff, and pictures of what it keeps."""
 
 import json
 from importlib.resources import as_file, files
@@ -32,7 +32,7 @@ def run(output: Path, count: int | None = None) -> evaluation.Evaluation:
     """
     if count is not None and count < 1:
         raise ValueError(f"count: expected at least 1, got {count}")
-    showing.check_free(output)
+    showing.check_ready(output)
     with as_file(files("vleff.demo") / DATA) as folder:
         questions = read_held_out(folder)[:count]
         model, collate = recipes.load(folder / MODEL)
@@ -40,9 +40,7 @@ def run(output: Path, count: int | None = None) -> evaluation.Evaluation:
         figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(introduction(parameters, len(questions), figures))
-    found = evaluation.evaluate(
-        model, questions, collate, "vleff demo", chance, timed_batches=BATCHES, timed=_TIMED
-    )
+    found = evaluation.evaluate(model, questions, collate, "vleff demo", chance, timed_batches=BATCHES, timed=_TIMED)
     print_evaluation(found)
     say(recorded_figures(figures))
     shown = shown_questions(model, questions[:_SHOWN], collate)

@@ -29,6 +29,7 @@ def write_page(
     title: str,
     figures: Sequence[tuple[str, Path]] = (),
     table: Sequence[Sequence[str]] = (),
+    notes: str = "",
 ) -> None:
     """Writes the page.
 
@@ -36,11 +37,14 @@ def write_page(
         title: what is shown.
         figures: headings with PNG files, which the page will contain.
         table: rows of figures, the first its head.
+        notes: on the table.
     """
-    sections = [f"<h2>Accuracy and time</h2>{_table(table)}"] if table else []
+    sections = [f"<h2>Accuracy and time</h2>{_table(table)}<p>{html.escape(notes)}</p>"] if table else []
     for heading, figure in figures:
         source = _data_url(figure.read_bytes())
-        sections.append(f'<h2>{html.escape(heading)}</h2><figure><img src="{source}" alt="{html.escape(heading)}"></figure>')
+        sections.append(
+            f'<h2>{html.escape(heading)}</h2><figure><img src="{source}" alt="{html.escape(heading)}"></figure>'
+        )
     data = json.dumps([_as_json(one) for one in shown]).replace("</", "<\\/")
     template = _Page(files("vleff.smarttrim").joinpath("page.html").read_text(encoding="utf-8"))
     text = template.substitute(

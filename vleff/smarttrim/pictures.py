@@ -15,7 +15,7 @@ COLORS = {FULL: "#6b7280", TRIMMED: "#d1495b", RANDOM: "#3d7ea6"}
 LABELS = {FULL: "full", TRIMMED: "trimmed by SmartTrim", RANDOM: "trimmed at random"}
 _DROPPED = 0.13  # how much of a dropped patch shows through
 _MOST_LAYERS = 6
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -66,7 +66,7 @@ def draw_kept_patches(shown: Sequence[ShownQuestion], path: Path) -> None:
                 patches, text, heads = one.kept.patches[layer], one.kept.text[layer], one.kept.heads[layer]
                 hidden = with_dropped_hidden(one.image, one.patch, patches)
                 words = f"{text.sum()}/{text.size} words · {heads.sum()}/{heads.size} heads"
-                _show(axis, hidden, f"layer {layer + 1}: {patches.sum()}/{patches.size} patches\n{words}")
+                _show(axis, hidden, f"layer {layer}: {patches.sum()}/{patches.size} patches\n{words}")
                 _outline(axis, patches, one.patch)
 
 
@@ -83,13 +83,15 @@ def draw_distribution(evaluation: Evaluation, path: Path) -> None:
         single = len(panels) == 2
         for axis, (what, name, layers) in zip(axes, panels, strict=True):
             counts = [np.asarray(layer) for layer in layers]
-            places = np.arange(1, len(counts) + 1)
+            places = np.arange(len(counts))
             title = what if single else f"{what}: {name}"
             if what == "tokens":
                 whole = evaluation.initial[name]
                 _violins(axis, counts, places)
                 axis.axhline(whole, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-                axis.text(places[-1] + 0.45, whole, f"all {whole:.0f}", ha="right", va="bottom", color=MUTED, fontsize=8)
+                axis.text(
+                    places[-1] + 0.45, whole, f"all {whole:.0f}", ha="right", va="bottom", color=MUTED, fontsize=8
+                )
                 axis.set(ylim=(0, 1.08 * max(whole, max(float(one.max()) for one in counts))))
                 axis.set_ylabel("tokens of a question and its image")
             else:
@@ -97,14 +99,14 @@ def draw_distribution(evaluation: Evaluation, path: Path) -> None:
                 _squares(axis, counts, places, whole_heads)
                 axis.set_ylabel(f"heads, of {whole_heads}")
             axis.set_title(f"{title} kept", loc="left", fontsize=11, fontweight="bold")
-            axis.set(xlabel="layer", xticks=places, xlim=(0.4, len(counts) + 0.6))
+            axis.set(xlabel="layer", xticks=places, xlim=(-0.6, len(counts) - 0.4))
 
 
 def draw_curve(points: Mapping[str, Sequence[tuple[float, float, int]]], speed_label: str, path: Path) -> None:
     """Accuracy against speed, of trimming and of random trimming.
 
     Args:
-        points: for each arm its (speed, accuracy in percent, number of questions).
+        points: for "full", "trimmed" and "random" each evaluation's (speed, accuracy in percent, number of questions).
         speed_label: what the speed is.
 
     Raises:
@@ -114,21 +116,14 @@ def draw_curve(points: Mapping[str, Sequence[tuple[float, float, int]]], speed_l
         axis = figure.subplots()
         axis.grid(color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
-        full = points.get(FULL, ())
-        if full:
-            accuracy = float(np.mean([point[1] for point in full]))
-            axis.axhline(accuracy, color=COLORS[FULL], linewidth=1, linestyle=(0, (4, 3)))
-            axis.plot([1.0], [accuracy], "o", color=COLORS[FULL], markersize=6)
-            axis.annotate(f"full {accuracy:.1f} %", (1.0, accuracy), (6, 5), textcoords="offset points", color=COLORS[FULL])
+        full = float(np.mean([point[1] for point in points[FULL]]))
+        axis.axhline(full, color=COLORS[FULL], linewidth=1, linestyle=(0, (4, 3)))
         for arm in (RANDOM, TRIMMED):
-            own = sorted(points.get(arm, ()))
-            if not own:
-                continue
+            own = sorted(points[arm])
             speeds, accuracies = [point[0] for point in own], [point[1] for point in own]
             bars = [margin(accuracy, count) for _, accuracy, count in own]
-            axis.errorbar(
-                speeds, accuracies, bars, fmt="o-", color=COLORS[arm], markersize=6, linewidth=1.8, capsize=3, label=arm
-            )
+            axis.plot([1.0, *speeds], [full, *accuracies], "-", color=COLORS[arm], linewidth=1.8)
+            axis.errorbar(speeds, accuracies, bars, fmt="o", color=COLORS[arm], markersize=6, elinewidth=0.9, capsize=3)
             end = int(np.argmax(speeds))
             below = arm == RANDOM
             axis.annotate(
@@ -140,6 +135,8 @@ def draw_curve(points: Mapping[str, Sequence[tuple[float, float, int]]], speed_l
                 color=COLORS[arm],
                 fontweight="bold",
             )
+        axis.plot([1.0], [full], "o", color=COLORS[FULL], markersize=7)
+        axis.annotate(f"full {full:.1f} %", (1.0, full), (6, 6), textcoords="offset points", color=COLORS[FULL])
         low, high = axis.get_xlim()
         axis.set_xlim(low, high + 0.42 * (high - low))
         axis.set(xlabel=speed_label, ylabel="accuracy, %")
@@ -147,7 +144,7 @@ def draw_curve(points: Mapping[str, Sequence[tuple[float, float, int]]], speed_l
 
 
 def _caption(one: ShownQuestion) -> str:
-    parts = [f"“{one.question}”  {one.answer}"]
+    parts = [f"“{one.question}”  →  {one.answer}"]
     if one.right is not None:
         parts.append("✓" if one.answer == one.right else f"✗ ({one.right})")
     if one.full_answer != one.answer:
@@ -158,7 +155,9 @@ def _caption(one: ShownQuestion) -> str:
 def _violins(axis: Any, counts: Sequence[np.ndarray], places: np.ndarray) -> None:
     varied = [(place, one) for place, one in zip(places, counts, strict=True) if np.ptp(one) > 0]
     if varied:
-        parts = axis.violinplot([one for _, one in varied], [place for place, _ in varied], widths=0.8, showextrema=False)
+        parts = axis.violinplot(
+            [one for _, one in varied], [place for place, _ in varied], widths=0.8, showextrema=False
+        )
         for body in parts["bodies"]:
             body.set(facecolor=COLORS[TRIMMED], edgecolor="none", alpha=0.35)
     for place, one in zip(places, counts, strict=True):
@@ -180,7 +179,7 @@ def _squares(axis: Any, counts: Sequence[np.ndarray], places: np.ndarray, whole:
         cmap="Reds",
         vmin=0,
         vmax=1,
-        extent=(0.5, len(counts) + 0.5, -0.5, whole + 0.5),
+        extent=(-0.5, len(counts) - 0.5, -0.5, whole + 0.5),
     )
     for place, column in zip(places, shares.T, strict=True):
         for number, share in enumerate(column):

@@ -2,13 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, PreTrainedModel, ViltForQuestionAnswering
+from transformers.utils import logging
 
 from vleff.data.image_questions import ImageQuestion, ImageQuestionCollator, frequent_answers, load_image_questions
 from vleff.dide import Preprocessor
@@ -91,6 +94,7 @@ def train(
     known = [question for question in questions if question.answer is not None]
     if not known:
         raise ValueError("argument 'questions': expected some with answers, got none")
+    torch.manual_seed(settings.seed)  # of a new head and of new trimmers
     preprocessor, model = Preprocessor.from_pretrained(name), _answerer(name, known)
     config = SmartTrimConfig(flop_target=settings.flop_target, training=settings.mode)
     control = None if random_like is None else str(random_like)
@@ -98,7 +102,7 @@ def train(
     if random_like is not None:
         config = replace(config, random_shares=_shares(random_like, known[:_MEASURED], quiet))
     model = attach(model, config)
-    collate = ImageQuestionCollator(preprocessor, model.config.label2id)
+    collate = ImageQuestionCollator(preprocessor, _answers_of(model))
     training = AnsweringTraining(
         steps=math.ceil(settings.epochs * len(known) / settings.batch),
         batch=settings.batch,
@@ -122,10 +126,11 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, ImageQuestionCollator]:
         OSError, ValueError: it has no tokenizer or image processor.
         TypeError: the model does not answer questions about images.
     """
-    model: Any = from_pretrained(folder).float()
+    with _quiet():
+        model: Any = from_pretrained(folder).float()
     if not isinstance(model, ViltForQuestionAnswering):
         raise TypeError(f"{folder}: expected a ViltForQuestionAnswering, got {type(model).__name__}")
-    return model, ImageQuestionCollator(Preprocessor.from_pretrained(folder), model.config.label2id)
+    return model, ImageQuestionCollator(Preprocessor.from_pretrained(folder), _answers_of(model))
 
 
 def load_and_run(folder: str | Path, data: str | None) -> PreTrainedModel:
@@ -139,7 +144,8 @@ def load_and_run(folder: str | Path, data: str | None) -> PreTrainedModel:
         as of `load` and `load_image_questions`.
     """
     if data is None:
-        return from_pretrained(folder)
+        with _quiet():
+            return from_pretrained(folder)
     model, collate = load(folder)
     inputs = collate(load_image_questions(data, "validation")[:_EXPLAINED])
     del inputs["labels"]
@@ -161,8 +167,24 @@ def load_random(folder: str | Path) -> PreTrainedModel:
 
 def known_answers(questions: Sequence[ImageQuestion], model: PreTrainedModel) -> float:
     """The share of questions whose answer the model can give."""
-    labels = model.config.label2id
+    labels = _answers_of(model)
     return Counter(question.answer in labels for question in questions)[True] / max(len(questions), 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars of loading weights."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _answers_of(model: Any) -> dict[str, int]:
+    return model.config.label2id
 
 
 def _answerer(name: str | Path, questions: Sequence[ImageQuestion]) -> ViltForQuestionAnswering:

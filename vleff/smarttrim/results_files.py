@@ -37,9 +37,6 @@ def accuracy_and_speed(evaluations: Sequence[Evaluation]) -> tuple[Points, str]:
     for one in evaluations:
         for name in (FULL, TRIMMED, RANDOM):
             arm = one.arms[name]
-            if sizes:
-                speed = one.arms[FULL].seconds[max(sizes)] / arm.seconds[max(sizes)]
-            else:
-                speed = 1 / arm.flop_ratio
-            points.setdefault(name, []).append((speed, arm.accuracy, one.questions))
+            time = arm.seconds[max(sizes)] / one.arms[FULL].seconds[max(sizes)] if sizes else arm.flop_ratio
+            points.setdefault(name, []).append((1 / time, arm.accuracy, one.questions))
     return points, MEASURED.format(max(sizes)) if sizes else PREDICTED
