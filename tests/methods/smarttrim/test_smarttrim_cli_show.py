@@ -2,13 +2,15 @@
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from methods.smarttrim.picture_questions import write_questions, write_trimmed, write_vilt
-from methods.smarttrim.test_smarttrim_cli import fail, run
+from methods.smarttrim.test_smarttrim_cli import FAST, call, fail, run
 from PIL import Image
 
 from vleff import smarttrim
@@ -20,6 +22,8 @@ from vleff.smarttrim.shown import shown_questions
 
 pictures = pytest.importorskip("vleff.smarttrim.pictures")
 pytest.importorskip("matplotlib", reason="figures are optional")
+
+PAGE = Path(__file__).parents[3] / "docs" / "smarttrim.md"
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +128,22 @@ def test_points_of_the_curve(tmp_path: Path) -> None:
     (tmp_path / "2.json").write_text("{}")
     with pytest.raises(ValueError, match=r"2\.json: expected results of `vleff smarttrim evaluate`"):
         read_evaluations([tmp_path])
+
+
+def test_commands_of_the_page_run(world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.S)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    assert [command[:3] for command in commands[-1:]] == [["vleff", "demo"]] and len(commands) == 6
+    monkeypatch.chdir(tmp_path)
+    for path in world[1].parent.glob("*.*"):
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copy(world[1], tmp_path / name)
+    (tmp_path / "MODEL").symlink_to(world[0].parent / "vilt")
+    for _, *arguments in commands[:-1]:
+        quick = {"train": FAST, "evaluate": ("--batch", 2), "show": ("--batch", 2)}
+        status, output = call(*arguments, *quick.get(arguments[1], ()))
+        assert status == 0, output
+    made = {path.name for path in (tmp_path / "shown").iterdir()}
+    assert made == set(re.findall(r"^\| `(\S+\.\w+)` ", PAGE.read_text(), re.M))
