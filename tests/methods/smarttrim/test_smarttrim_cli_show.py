@@ -147,3 +147,13 @@ def test_commands_of_the_page_run(world: tuple[Path, Path], tmp_path: Path, monk
         assert status == 0, output
     made = {path.name for path in (tmp_path / "shown").iterdir()}
     assert made == set(re.findall(r"^\| `(\S+\.\w+)` ", PAGE.read_text(), re.M))
+
+
+def test_without_matplotlib_it_says_so_at_once(
+    world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vleff.smarttrim.showing.find_spec", lambda name: None)
+    for command in (("smarttrim", "show", *world), ("demo",)):
+        status, output = call(*command, "--output", tmp_path / "shown")
+        assert status == 2 and "pip install matplotlib" in output
+    assert not (tmp_path / "shown").exists()
