@@ -15,6 +15,7 @@ trained is in --work, with checkpoints. --data holds Fashion-MNIST; --vision is 
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from vleff import smarttrim
 from vleff.data.fashion_mnist import read_fashion_mnist
 from vleff.data.tile_features import TileCollator, cells_of, tile_tokenizer
-from vleff.data.tile_vqa import KINDS, TileVqa
+from vleff.data.tile_vqa import KINDS, TileQuestion, TileVqa
 from vleff.demo.packing import pack
 from vleff.smarttrim.answering import AnsweringTraining, answer, seconds_a_question, train_trimmed
 from vleff.smarttrim.kept_patches import KeptTokens, watching
@@ -169,7 +170,8 @@ def run(study: Study) -> None:
             config = smarttrim.SmartTrimConfig(flop_target=ratio)
             unit(study, f"trimmed-{ratio}", seed, config)
             shares = json.loads((study.results / f"trimmed-{ratio}-{seed}.json").read_text())["shares"]
-            unit(study, f"random-{ratio}", seed, replace(config, random_shares=shares))
+            # chance has no gradients: gathered learns what masked would, and is cheaper
+            unit(study, f"random-{ratio}", seed, replace(config, random_shares=shares, training="gathered"))
         if study.plan.gathered and 0.45 in study.plan.ratios:
             unit(study, "gathered-0.45", seed, smarttrim.SmartTrimConfig(flop_target=0.45, training="gathered"))
 
@@ -312,11 +314,22 @@ def write_demo(study: Study, folder: Path) -> None:
         "further_steps": plan.further_steps,
         "batch": plan.batch,
         "questions": plan.tested,
+        "guessing": guessing(study.tested_on()),
         "arms": {arm: {name: found[name] for name in kept} for arm, found in arms.items()},
     }
     models = [study.work / f"{units[arm]}-model" for arm in ("trimmed", "random")]
     held_out = list(TileVqa(read_fashion_mnist(study.data, "test"), HELD_OUT, 2))
     pack(folder, *models, study.tokenizer, held_out, figures)
+
+
+def guessing(questions: Sequence[TileQuestion]) -> dict[str, float]:
+    """What the most frequent answer of each kind of question gets, in percent: of all, and of each kind."""
+    answers: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    for question in questions:
+        answers[question.kind][question.answer] += 1
+    most = {kind: max(counts.values(), default=0) for kind, counts in answers.items()}
+    shares = {kind: 100 * most[kind] / max(counts.total(), 1) for kind, counts in answers.items()}
+    return {"all": 100 * sum(most.values()) / len(questions), **shares}
 
 
 def write(path: Path, content: Any) -> None:

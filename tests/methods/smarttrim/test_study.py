@@ -65,6 +65,7 @@ def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
         assert example.smarttrim.from_pretrained(demo / name).dtype == torch.float16
     figures = json.loads((demo / "figures.json").read_text())
     assert figures["arms"]["full"]["accuracy"] == full["accuracy"]
+    assert set(figures["guessing"]) == {"all", *example.KINDS} and 0 < figures["guessing"]["all"] < 100
 
 
 def test_the_demo_model_is_small(example: Any) -> None:
