@@ -57,7 +57,7 @@ NEVER = 10**7  # more questions than any training takes: each is new
 @dataclass(frozen=True)
 class Plan:
     """How long models learn, and how fast: before there are trimmers, at first without seeing empty cells, and further
-    with each arm, masked and, unless told otherwise, gathered; `tested` are the questions that accuracies are of."""
+    with each arm, by `training` and, unless told otherwise, gathered; `tested` are the questions that accuracies are of."""
 
     steps: int = 6000
     learning_rate: float = 3e-4
@@ -70,6 +70,7 @@ class Plan:
     save_steps: int = 200
     ratios: tuple[float, ...] = (0.6, 0.45, 0.33)
     seeds: tuple[int, ...] = (0, 1, 2)
+    training: str = "masked"
     gathered: bool = True
     bfloat16: bool = False
 
@@ -80,11 +81,12 @@ DEMO = Plan(  # half an hour on one core with AVX-512's bfloat16
     learning_rate=1e-3,
     schedule="warmup_stable_decay",
     only_filled=0.7,
-    further_steps=250,
+    further_steps=100,
     further_learning_rate=5e-4,
-    tested=2000,
+    tested=1000,
     ratios=(0.45,),
     seeds=(0,),
+    training="gathered",
     gathered=False,
     bfloat16=True,
 )
@@ -167,7 +169,7 @@ def run(study: Study) -> None:
     for seed in study.plan.seeds:
         unit(study, "full", seed, smarttrim.SmartTrimConfig(tokens=False, heads=False, distillation=0.0, cost=0.0))
         for ratio in study.plan.ratios:
-            config = smarttrim.SmartTrimConfig(flop_target=ratio)
+            config = smarttrim.SmartTrimConfig(flop_target=ratio, training=study.plan.training)
             unit(study, f"trimmed-{ratio}", seed, config)
             shares = json.loads((study.results / f"trimmed-{ratio}-{seed}.json").read_text())["shares"]
             # chance has no gradients: gathered learns what masked would, and is cheaper
