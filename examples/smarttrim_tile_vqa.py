@@ -57,7 +57,7 @@ NEVER = 10**7  # more questions than any training takes: each is new
 @dataclass(frozen=True)
 class Plan:
     """How long models learn, and how fast: before there are trimmers, at first without seeing empty cells, and further
-    with each arm, by `training` and, unless told otherwise, gathered; `tested` are the questions that accuracies are of."""
+    with each arm, in mode `training` and, unless told otherwise, gathered; accuracies are of `tested` questions."""
 
     steps: int = 6000
     learning_rate: float = 3e-4

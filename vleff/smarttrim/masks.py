@@ -23,7 +23,7 @@ def with_logistic_noise(logits: Tensor) -> Tensor:
 
 
 class _KeyBias(torch.autograd.Function):
-    """log(max(gate, least)), with the gradient 1 / max(gate, least) on both sides of the maximum."""
+    """log(max(gate, least)), with the gradient 1 / max(gate, least) on both sides of the maximum, limited."""
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor) -> Tensor:
@@ -35,7 +35,9 @@ class _KeyBias(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
-        return (grads[0] / weights).to(ctx.dtype)
+        found, dropped = grads[0] / weights, weights <= _LEAST
+        limit = found.masked_fill(dropped, 0).abs().amax() if found.numel() else found.sum()
+        return torch.where(dropped, found.clamp(-limit, limit), found).to(ctx.dtype)
 
 
 def key_bias(gates: Tensor) -> Tensor:
@@ -43,7 +45,10 @@ def key_bias(gates: Tensor) -> Tensor:
 
         attention[i, j] = gate[j] exp(logits[i, j]) / sum over k of gate[k] exp(logits[i, k])
 
-    The gradient of a gate of 0 is that of this formula: what attending to the key would change.
+    The gradient of a gate of 0 is that of this formula: what attending to the key would change. It grows with the
+    exponential of how far the key's logit is above those of all kept keys, a million times and more in models with
+    sharp attention, and would leave nothing of all others once gradients are clipped: it is cut off where it is
+    larger than that of every kept key (reconstruction).
 
     Args:
         gates: [total], at least 0.
