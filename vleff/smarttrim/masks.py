@@ -23,7 +23,7 @@ def with_logistic_noise(logits: Tensor) -> Tensor:
 
 
 class _KeyBias(torch.autograd.Function):
-    """log(max(gate, least)), with the gradient 1 / max(gate, least) on both sides of the maximum, limited."""
+    """log(max(gate, least)), with the gradient 1 / max(gate, least) on both sides of the maximum."""
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor) -> Tensor:
@@ -35,9 +35,7 @@ class _KeyBias(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
-        found, dropped = grads[0] / weights, weights <= _LEAST
-        limit = found.masked_fill(dropped, 0).abs().amax() if found.numel() else found.sum()
-        return torch.where(dropped, found.clamp(-limit, limit), found).to(ctx.dtype)
+        return (grads[0] / weights).to(ctx.dtype)
 
 
 def key_bias(gates: Tensor) -> Tensor:
@@ -45,10 +43,7 @@ def key_bias(gates: Tensor) -> Tensor:
 
         attention[i, j] = gate[j] exp(logits[i, j]) / sum over k of gate[k] exp(logits[i, k])
 
-    The gradient of a gate of 0 is that of this formula: what attending to the key would change. It grows with the
-    exponential of how far the key's logit is above those of all kept keys, a million times and more in models with
-    sharp attention, and would leave nothing of all others once gradients are clipped: it is cut off where it is
-    larger than that of every kept key (reconstruction).
+    The gradient of a gate of 0 is that of this formula: what attending to the key would change.
 
     Args:
         gates: [total], at least 0.
@@ -57,3 +52,29 @@ def key_bias(gates: Tensor) -> Tensor:
         float32 [total].
     """
     return _KeyBias.apply(gates)
+
+
+class _Limited(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor) -> Tensor:
+        ctx.save_for_backward(gates)
+        return gates.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gates,) = ctx.saved_tensors
+        if not gates.numel():
+            return grads[0]
+        dropped = gates == 0
+        limit = grads[0].masked_fill(dropped, 0).abs().amax()
+        return torch.where(dropped, grads[0].clamp(-limit, limit), grads[0])
+
+
+def limited(gates: Tensor) -> Tensor:
+    """The same gates; the gradient of one of 0 is cut off where it is larger than that of all others (reconstruction).
+
+    That of `key_bias` grows with the exponential of how far a dropped key's logit is above those of the kept ones: a
+    million times and more in models with sharp attention, which would leave nothing of all other gradients once they
+    are clipped.
+    """
+    return _Limited.apply(gates)
