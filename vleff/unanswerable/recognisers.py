@@ -37,7 +37,7 @@ _QUANTITY = re.compile("|".join(f"(?P<k{number}>{pattern})" for number, (_, patt
 
 # a word, with what apostrophes and hyphens join to it, without a possessive 's; or a mark
 _TOKEN = re.compile(r"['\u2019][sS]\b|[^\W_]+(?:(?:['\u2019](?![sS]\b)|-)[^\W_]+)*|\S")
-_LINKS = frozenset(("of", "de", "von", "van", "du", "del", "la", "al", "bin", "for"))
+_LINKS = frozenset(("of", "de", "von", "van", "du", "del", "la", "al", "bin"))
 _ENDS_SENTENCE = frozenset('.?!:;"“”•')
 # words whose capital at the beginning of a sentence, or of a question, makes no name of them
 _NO_NAMES = frozenset(

@@ -5,7 +5,7 @@ A reconstruction after Gautam, Zhang and Klakow, "A Lightweight Method to Genera
 recognisers and the order of candidates are ours, and numbers are swapped too.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,6 +13,8 @@ from vleff.unanswerable.antonyms import ANTONYMS
 from vleff.unanswerable.recognisers import NAME, NUMBER, YEAR, Mention, find_mentions
 from vleff.unanswerable.sources import Candidate, GenerationSource
 from vleff.unanswerable.words import lower_words, split_words
+
+VERSION = "1"  # another one where the rules or lists change
 
 _VOWELS = frozenset("aeiou")
 
@@ -57,16 +59,16 @@ class SwapGenerator:
             if source.paragraph != paragraph:
                 paragraph, mentions = source.paragraph, find_mentions(source.paragraph)
             texts = islice(_texts(source, mentions), count)
-            found.append([Candidate(text, -float(place)) for place, text in enumerate(texts)])
+            found.append([Candidate(text, 0.0 - place) for place, text in enumerate(texts)])
         return found
 
 
 def _texts(source: GenerationSource, mentions: Sequence[Mention]) -> Iterator[str]:
     question = source.question
     swaps = [*_antonym_swaps(question), *_mention_swaps(source, mentions)]
-    seen = {question.lower()}
+    seen = {question.strip().lower()}
     for swap in sorted(swaps, key=lambda swap: swap.rank):  # stable: antonyms stay first
-        text = _applied(question, swap)
+        text = _applied(question, swap).strip()
         if text.lower() not in seen:
             seen.add(text.lower())
             yield text
@@ -140,13 +142,3 @@ def _article(before: str, replaced: str, text: str) -> str:
         return before
     article = words[-1][0] + ("n" if new else "")
     return before[: len(before) - 1 - len(words[-1])] + article + " "
-
-
-def swap_or_copy(generator: SwapGenerator, sources: Iterable[GenerationSource]) -> list[str]:
-    """One question for each source: the first swap, or the source's own question where there is none."""
-    listed = list(sources)
-    found = generator.generate(listed)
-    return [
-        candidates[0].text if candidates else source.question
-        for source, candidates in zip(listed, found, strict=True)
-    ]
