@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 from vleff.data.squad import Paragraph
@@ -101,7 +102,6 @@ class AugmentationJob:
             advance: called with numbers of paragraphs that are finished, or were already.
         """
         done = _Passing(read_numbers(self.folder / SHARDS))
-        augmenter: Augmenter | None = None
         pending: list[tuple[int, Paragraph]] = []
         finished: list[tuple[int, str]] = []
         due = time.monotonic() + SECONDS_BETWEEN_COMMITS
@@ -116,8 +116,7 @@ class AugmentationJob:
                 questions = sum(len(one.questions) for _, one in pending)
                 if max(questions, len(pending)) < self.settings.batch:
                     continue
-                augmenter = augmenter or Augmenter(self.recipe, self.settings)
-                finished += _augmented(augmenter, pending)
+                finished += self._augmented(pending)
                 pending = []
                 if time.monotonic() >= due:
                     results.add(finished)
@@ -125,8 +124,7 @@ class AugmentationJob:
                     finished = []
                     due = time.monotonic() + SECONDS_BETWEEN_COMMITS
             if pending:
-                augmenter = augmenter or Augmenter(self.recipe, self.settings)
-                finished += _augmented(augmenter, pending)
+                finished += self._augmented(pending)
             results.add(finished)
             advance(len(finished))
 
@@ -145,6 +143,18 @@ class AugmentationJob:
             if not self.output.exists():
                 self._write()
         return self.report()
+
+    @cached_property
+    def _augmenter(self) -> Augmenter:
+        """Loaded when it is first needed, and then kept."""
+        return Augmenter(self.recipe, self.settings)
+
+    def _augmented(self, pending: list[tuple[int, Paragraph]]) -> list[tuple[int, str]]:
+        results = self._augmenter([paragraph for _, paragraph in pending])
+        return [
+            (number, result_json(paragraph, result))
+            for (number, paragraph), result in zip(pending, results, strict=True)
+        ]
 
     def _numbered(self) -> Iterator[tuple[int, Paragraph]]:
         articles = stream_articles(self.data, lambda record: None)
@@ -191,10 +201,3 @@ class _Passing:
                 return False
             self._next = following
         return self._next == number
-
-
-def _augmented(augmenter: Augmenter, pending: list[tuple[int, Paragraph]]) -> list[tuple[int, str]]:
-    results = augmenter([paragraph for _, paragraph in pending])
-    return [
-        (number, result_json(paragraph, result)) for (number, paragraph), result in zip(pending, results, strict=True)
-    ]

@@ -97,9 +97,10 @@ def _run_workers(job: AugmentationJob, numbers: list[int], parts: int, advance: 
             processes[ours] = process
         open_pipes: list[Any] = list(processes)
         while open_pipes:
-            for pipe in wait(open_pipes):
+            ready: list[Any] = wait(open_pipes)
+            for pipe in ready:
                 try:
-                    message = pipe.recv()  # type: ignore[union-attr]
+                    message = pipe.recv()
                 except EOFError:
                     open_pipes.remove(pipe)
                     continue

@@ -40,15 +40,16 @@ _TOKEN = re.compile(r"['\u2019][sS]\b|[^\W_]+(?:(?:['\u2019](?![sS]\b)|-)[^\W_]+
 _LINKS = frozenset(("of", "de", "von", "van", "du", "del", "la", "al", "bin"))
 _ENDS_SENTENCE = frozenset('.?!:;"“”•')
 # words whose capital at the beginning of a sentence, or of a question, makes no name of them
-_NO_NAMES = frozenset(
-    """a about after all although among an and another any are as at be because been before being between both but by
-    can could did do does during each either every few for from had has have he her his how however i if in instead into
-    is it its just later many may might more most much must name near neither no nor not of off on once one only or
-    other our out over she should since so some such than that the their them then there these they this those though
-    through to two under until up upon was we were what when where whether which while who whom whose why will with
-    within without would you your according along also another around despite following like unlike whereas three four
-    five six seven eight nine ten first second third today meanwhile thus hence therefore moreover furthermore""".split()
-)
+_NO_NAMES_TEXT = """
+a about according after all along also although among an and another any are around as at be because been before being
+between both but by can could despite did do does during each eight either every few first five following for four
+from furthermore had has have he hence her his how however i if in instead into is it its just later like many may
+meanwhile might more moreover most much must name near neither nine no nor not of off on once one only or other our
+out over second seven she should since six so some such ten than that the their them then there therefore these they
+third this those though three through thus to today two under unlike until up upon was we were what when where whereas
+whether which while who whom whose why will with within without would you your
+"""
+_NO_NAMES = frozenset(_NO_NAMES_TEXT.split())
 
 
 @dataclass(frozen=True)
