@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,7 +131,6 @@ def evaluate(
     with failures("nothing was written."), _reported() as report:
         from vleff.data.splits import sample
         from vleff.unanswerable.answerability import AnswerabilityReader
-        from vleff.unanswerable.evaluation import SWAPS
         from vleff.unanswerable.evaluation import evaluate as score
         from vleff.unanswerable.generators import SWAP, generator_recipe
         from vleff.unanswerable.pair_files import load_pairs
@@ -151,13 +150,16 @@ def evaluate(
 
             text = json.dumps({name: asdict(one) for name, one in scores.items()}, indent=1) + "\n"
             replace_file(output, lambda part: part.write_text(text))
-        say(f"{SWAPS} and generators copy the input where they find nothing (missing).")
+        say("Where a generator finds nothing (missing), the input is copied.")
 
 
 def _print_scores(scores: dict[str, Any], title: str) -> None:
-    names = [field.name for field in fields(next(iter(scores.values())))]
-    names = [name for name in names if getattr(next(iter(scores.values())), name) is not None]
-    table = Table("", *(name.replace("_", "-") for name in names), title=title, title_justify="left", box=None)
+    from vleff.unanswerable.evaluation import HEADINGS
+
+    names = [name for name in HEADINGS if all(getattr(one, name) is not None for one in scores.values())]
+    table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+    for name in names:
+        table.add_column(HEADINGS[name], justify="right")
     for row, one in scores.items():
         table.add_row(escape(row), *(f"{getattr(one, name):.1f}" for name in names))
     console.print(table)

@@ -7,12 +7,23 @@ from rich.progress import track
 
 from vleff.unanswerable.answerability import AnswerabilityReader
 from vleff.unanswerable.generators import QuestionGenerator
-from vleff.unanswerable.metrics import bleu, gleu, repetition_rate, rouge_l, unchanged_rate
+from vleff.unanswerable.metrics import bleu, copy_rate, gleu, repetition_rate, rouge_l
 from vleff.unanswerable.pairs import QuestionPair
 from vleff.unanswerable.sources import GenerationSource
 from vleff.unanswerable.swaps import SwapGenerator
 
 PEOPLE, COPY, SWAPS = "people", "copy the input", "swaps"
+HEADINGS = {
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "gleu_3": "GLEU-3",
+    "gleu_4": "GLEU-4",
+    "repeats": "repeats",
+    "copied": "copied",
+    "missing": "missing",
+    "unanswerable": "no answer",
+}
 
 
 @dataclass(frozen=True)
@@ -23,8 +34,8 @@ class GenerationScores:
         bleu_3, bleu_4, rouge_l, gleu_3, gleu_4: likeness to the questions that people wrote; GLEU also counts what
             was left as it was in the source.
         repeats: share of questions that say something twice.
-        unchanged: share of questions that are their sources.
-        missing: share of sources for which nothing was generated; they are copied, and counted as unchanged too.
+        copied: share of questions that are their sources.
+        missing: share of sources for which nothing was generated; they are copied.
         unanswerable: share of questions that a reader finds unanswerable; None without a reader.
     """
 
@@ -34,7 +45,7 @@ class GenerationScores:
     gleu_3: float
     gleu_4: float
     repeats: float
-    unchanged: float
+    copied: float
     missing: float
     unanswerable: float | None = None
 
@@ -113,7 +124,7 @@ def _score(
         gleu(outputs, references, sources, 3),
         gleu(outputs, references, sources, 4),
         repetition_rate(outputs),
-        unchanged_rate(outputs, sources),
+        copy_rate(outputs, sources),
         100 * sum(text is None for text in texts) / len(texts),
         unanswerable,
     )

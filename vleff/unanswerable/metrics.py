@@ -6,6 +6,7 @@ All metrics see words in lower case (`lower_words`).
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from vleff.unanswerable.words import lower_words
 
@@ -57,8 +58,9 @@ class _Tokenizer:
 def gleu(outputs: Sequence[str], references: Sequence[str], sources: Sequence[str], order: int = 4) -> float:
     """Source-aware GLEU of a corpus with one reference, 0 to 100.
 
-    Napoles, Sakaguchi, Post and Tetreault, "GLEU Without Tuning" (arXiv 1605.02592), for one reference: as BLEU, but from the n-grams of an output that are in the reference those are subtracted that it
-    shares with the source and that the reference does not have (as often):
+    Napoles, Sakaguchi, Post and Tetreault, "GLEU Without Tuning" (arXiv 1605.02592), for one reference: as BLEU, but
+    from the n-grams of an output that are in the reference those are subtracted that it shares with the source and
+    that the reference does not have (as often):
 
         p_n = sum max(0, sum over n-grams of C of min(C, R) - max(0, min(C, S) - min(C, R))) / sum |C|
 
@@ -95,14 +97,14 @@ def repetition_rate(outputs: Sequence[str]) -> float:
     return 100 * sum(_repeats(lower_words(text)) for text in outputs) / len(outputs)
 
 
-def unchanged_rate(outputs: Sequence[str], sources: Sequence[str]) -> float:
+def copy_rate(outputs: Sequence[str], sources: Sequence[str]) -> float:
     """The share of questions that have the words of their sources, 0 to 100."""
     pairs = zip(outputs, sources, strict=True)
     return 100 * sum(lower_words(output) == lower_words(source) for output, source in pairs) / len(outputs)
 
 
 def _repeats(words: Words) -> bool:
-    twice = any(first == second for first, second in zip(words, words[1:], strict=False))
+    twice = any(first == second for first, second in pairwise(words))
     return twice or any(count > 1 for count in _n_grams(words, 3).values())
 
 

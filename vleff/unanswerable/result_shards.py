@@ -28,15 +28,22 @@ class ResultShard:
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._database = _connect(folder / f"{name}{_SUFFIX}")
+        self._path = folder / f"{name}{_SUFFIX}"
+        self._database = _connect(self._path)
 
     def add(self, rows: Iterable[tuple[int, str]]) -> None:
         """Adds results by the number of the paragraph; those that the shard has stay as they are.
 
         When it returns they are on the disk; when it is interrupted all are or none is.
+
+        Raises:
+            OSError: they could not be written; the disk may be full.
         """
-        with self._database:
-            self._database.executemany("INSERT OR IGNORE INTO results VALUES (?, ?)", rows)
+        try:
+            with self._database:
+                self._database.executemany("INSERT OR IGNORE INTO results VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
+            raise OSError(f"{self._path}: results could not be written: {error}") from error
 
     def close(self) -> None:
         """Closes the file."""
