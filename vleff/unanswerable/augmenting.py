@@ -180,26 +180,26 @@ class _Patient(Generic[Item, Result]):
         if not items:
             return []
         try:
-            results = self._function(items)
-            if len(results) != len(items):
-                raise ValueError(f"expected a result for each of {len(items)} questions, got {len(results)}")
-            self._in_a_row = 0
-            return list(results)
+            return list(self._call(items))
         except Exception:
             return list(self._one_by_one(items))
+
+    def _call(self, items: Sequence[Item]) -> list[Result]:
+        results = self._function(items)
+        if len(results) != len(items):
+            raise ValueError(f"expected a result for each of {len(items)} questions, got {len(results)}")
+        self._in_a_row = 0
+        return results
 
     def _one_by_one(self, items: Sequence[Item]) -> Iterator[Result | Exception]:
         for item in items:
             try:
-                (result,) = self._function([item])
+                yield self._call([item])[0]
             except Exception as error:
                 self._in_a_row += 1
                 if self._in_a_row >= _MOST_FAILURES:
                     raise ValueError(f"{_MOST_FAILURES} questions in a row failed, the last: {error}") from error
                 yield error
-            else:
-                self._in_a_row = 0
-                yield result
 
 
 def _source(context: str, question: Question) -> GenerationSource:

@@ -61,7 +61,5 @@ def augmented(folder: Path) -> list[Paragraph]:
 def generated(folder: Path) -> list[dict[str, Any]]:
     """The generated questions of an augmented file, as they are in it."""
     content = json.loads((folder / "augmented.json").read_text())
-    questions = [
-        one for article in content["data"] for paragraph in article["paragraphs"] for one in paragraph["qas"]
-    ]
+    questions = [one for article in content["data"] for paragraph in article["paragraphs"] for one in paragraph["qas"]]
     return [one for one in questions if "provenance" in one]

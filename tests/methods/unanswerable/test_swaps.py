@@ -35,7 +35,10 @@ def swaps(question: str, answer: str = "Rouen", count: int = 9) -> list[str]:
         ("What is a useful thing?", ["What is a useless thing?"]),
         ("Which was the oldest town there?", ["Which was the newest town there?"]),
         ("Before what was it?", ["After what was it?"]),
-        ("How many towns fell before spring?", ["How many towns rose before spring?", "How many towns fell after spring?"]),
+        (
+            "How many towns fell before spring?",
+            ["How many towns rose before spring?", "How many towns fell after spring?"],
+        ),
         ("What fell in 1066?", ["What rose in 1066?", "What fell in 1210?"]),
         ("Whose were 7,000 men?", ["Whose were 900 men?"]),
         ("What is it that is there?", []),
@@ -70,7 +73,9 @@ def test_candidates_take_turns_between_places() -> None:
         texts[3],
     ]
     assert texts[3].startswith("Which town fell in 1066, when ") and texts[3].endswith(" was at peace?")
-    assert len(texts) == len(set(texts)) > 5 and swaps("Which town fell in 1066?", count=1) == ["Which town rose in 1066?"]
+    assert len(texts) == len(set(texts)) > 5 and swaps("Which town fell in 1066?", count=1) == [
+        "Which town rose in 1066?"
+    ]
     with pytest.raises(ValueError, match="'count': expected at least 1, got 0"):
         SwapGenerator().generate([], count=0)
 
