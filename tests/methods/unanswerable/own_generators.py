@@ -28,7 +28,8 @@ class Negator:
         if self.log is not None:
             with self.log.open("a") as file:
                 file.write("".join(json.dumps([source.question, source.paragraph]) + "\n" for source in sources))
-        time.sleep(self.seconds * len(sources))
+        if self.seconds:
+            time.sleep(self.seconds * len(sources))
         return [
             [Candidate(f"{source.question}, not {number}", -number / 3) for number in range(count)]
             for source in sources
