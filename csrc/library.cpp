@@ -100,6 +100,18 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       traceable);
 
   library.def(
+      "ragged_lstm(Tensor gates, Tensor weight, Tensor offsets, SymInt max_length, Tensor? "
+      "initial_hidden=None, "
+      "Tensor? initial_cell=None, *, bool activations=False) -> (Tensor hidden, Tensor cell, Tensor "
+      "activated)",
+      traceable);
+  library.def(
+      "ragged_lstm_backward(Tensor grad_hidden, Tensor cell, Tensor activated, Tensor gates, Tensor weight, "
+      "Tensor offsets, SymInt max_length, Tensor? initial_hidden=None, Tensor? initial_cell=None) -> "
+      "(Tensor grad_gates, Tensor grad_initial_hidden, Tensor grad_initial_cell)",
+      traceable);
+
+  library.def(
       "vocabulary_log_probs(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> "
       "(Tensor log_probs, Tensor statistics)",
       traceable);
@@ -130,4 +142,6 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       "paragraph_keys, Tensor paragraph_ids, Tensor paragraph_offsets, SymInt max_paragraph, Tensor "
       "gate_logits, Tensor vocabulary_logits, SymInt extended_size, *, float scale) -> Tensor",
       traceable);
+
+  library.def("top_words(Tensor rows, int count) -> (Tensor values, Tensor words)", traceable);
 }

@@ -29,6 +29,8 @@ def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "attention_distillation",
         "copy_attention",
         "vocabulary_log_probs",
+        "ragged_lstm",
+        "top_words",
     ],
 )
 def test_kernels_survive_random_problems(fuzz_folder: Path, op: str) -> None:

@@ -7,6 +7,7 @@ from vleff.nn.head_masked_linear import HeadMaskedLinear, project_heads
 from vleff.nn.masked_feed_forward import masked_feed_forward
 from vleff.nn.masked_linear import MaskedLinear
 from vleff.nn.ragged import RaggedBatch
+from vleff.nn.ragged_lstm import RaggedLSTM
 from vleff.nn.token_gather_attention import TokenGatherAttention
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "HeadMaskedLinear",
     "MaskedLinear",
     "RaggedBatch",
+    "RaggedLSTM",
     "TokenGatherAttention",
     "masked_feed_forward",
     "project_heads",

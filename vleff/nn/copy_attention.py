@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.ragged import RaggedBatch
 from vleff.ops.copy_attention import CopyMemory, copy_attention, copy_attention_rows
 from vleff.ops.vocabulary_log_probs import vocabulary_log_probs
@@ -20,8 +21,8 @@ class CopyAttention(nn.Module):
     part of this layer: `TokenGatherAttention` serves for that.
 
     Attributes:
-        query, question_key, paragraph_key, gate: projections, `nn.Linear`.
-        vocabulary: `nn.Linear` to the decoder's own words; its weight may be an embedding's.
+        query, question_key, paragraph_key, gate: projections, `FusedLinear`.
+        vocabulary: `FusedLinear` to the decoder's own words; its weight may be an embedding's.
 
     Args:
         width: of the decoder's outputs, and of queries and keys.
@@ -43,11 +44,11 @@ class CopyAttention(nn.Module):
         super().__init__()
         memory_width = width if memory_width is None else memory_width
         self.coverage = coverage
-        self.query = nn.Linear(width, width, bias=False, device=device, dtype=dtype)
-        self.question_key = nn.Linear(memory_width, width, bias=False, device=device, dtype=dtype)
-        self.paragraph_key = nn.Linear(memory_width, width, bias=False, device=device, dtype=dtype)
-        self.gate = nn.Linear(width, 3, device=device, dtype=dtype)
-        self.vocabulary = nn.Linear(width, words, device=device, dtype=dtype)
+        self.query = FusedLinear(width, width, bias=False, device=device, dtype=dtype)
+        self.question_key = FusedLinear(memory_width, width, bias=False, device=device, dtype=dtype)
+        self.paragraph_key = FusedLinear(memory_width, width, bias=False, device=device, dtype=dtype)
+        self.gate = FusedLinear(width, 3, device=device, dtype=dtype)
+        self.vocabulary = FusedLinear(width, words, device=device, dtype=dtype)
 
     def memories(
         self, question: RaggedBatch, question_ids: Tensor, paragraph: RaggedBatch, paragraph_ids: Tensor

@@ -34,12 +34,14 @@ from vleff.ops.head_masked_linear import (
 from vleff.ops.masked_feed_forward import masked_feed_forward, masked_feed_forward_reference
 from vleff.ops.masked_linear import masked_linear, masked_linear_reference, pack_masked_weight
 from vleff.ops.masked_structure import MaskedStructure
+from vleff.ops.ragged_lstm import ragged_lstm, ragged_lstm_reference
 from vleff.ops.residual_layer_norm import residual_layer_norm, residual_layer_norm_reference
 from vleff.ops.token_gather_attention import (
     token_gather_attention,
     token_gather_attention_flops,
     token_gather_attention_reference,
 )
+from vleff.ops.top_words import top_words, top_words_reference
 from vleff.ops.trim_heads import trim_heads, trim_heads_reference
 from vleff.ops.trim_tokens import trim_tokens, trim_tokens_reference
 from vleff.ops.vocabulary_log_probs import vocabulary_log_probs, vocabulary_log_probs_reference
@@ -70,11 +72,15 @@ __all__ = [
     "pack_linear_weight",
     "pack_masked_weight",
     "packs_linear_weight",
+    "ragged_lstm",
+    "ragged_lstm_reference",
     "residual_layer_norm",
     "residual_layer_norm_reference",
     "token_gather_attention",
     "token_gather_attention_flops",
     "token_gather_attention_reference",
+    "top_words",
+    "top_words_reference",
     "trim_heads",
     "trim_heads_reference",
     "trim_tokens",

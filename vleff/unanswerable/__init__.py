@@ -1,1 +1,38 @@
-"""Unanswerable questions, written from answerable ones and their paragraphs (arXiv 1906.06045)."""
+"""Unanswerable questions, written from answerable ones and their paragraphs (arXiv 1906.06045).
+
+`PairToSequence` and `Seq2SeqGenerator` write them, `train_generator` trains them, `load_generator` loads either.
+"""
+
+from importlib import import_module
+from typing import Any
+
+# Public names by module, imported when first used: pairs and words need neither torch nor transformers.
+_MODULES = {
+    "Candidate": "sources",
+    "GenerationSettings": "generation",
+    "GenerationSource": "sources",
+    "GeneratorTraining": "training",
+    "PairToSequence": "model",
+    "PairToSequenceConfig": "config",
+    "PairToSequenceOutput": "model",
+    "QuestionGenerator": "generation",
+    "QuestionPair": "pairs",
+    "Seq2SeqGenerator": "seq2seq",
+    "Vocabulary": "vocabulary",
+    "load_generator": "loading",
+    "load_pairs": "pair_files",
+    "train_generator": "training",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'vleff.unanswerable' has no attribute '{name}'")
+    value = getattr(import_module(f"vleff.unanswerable.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

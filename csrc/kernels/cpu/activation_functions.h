@@ -13,6 +13,26 @@ inline Float logistic_gate(Float x, Float inner) {
   return x * (exponent > 127.0f ? Float{} : gate);
 }
 
+// 1 / (1 + exp(-x))
+inline Float logistic(Float x) {
+  return logistic_gate(broadcast(1.0f), x);
+}
+
+inline Float hyperbolic_tangent(Float x) {
+  const Float size = x < 0.0f ? -x : x;
+  const Float exponent = size * (2.0f * log2_e);
+  const Float large = 1.0f - 2.0f / (1.0f + exp2(exponent > 126.0f ? broadcast(126.0f) : exponent));
+  // minimax on [-0.625, 0.625], where the difference above would lose digits
+  const Float square = x * x;
+  Float p = broadcast(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const Float small = x + x * square * p;
+  return size < 0.625f ? small : x < 0.0f ? -large : large;
+}
+
 inline Float quick_gelu(Float x) {
   return logistic_gate(x, 1.702f * x);
 }
