@@ -21,6 +21,9 @@ SQUAD2_HELP = "A SQuAD 2.0 file (.json, .json.gz)."
 SQUAD_HELP = "A SQuAD file (.json, .json.gz, 1.1 or 2.0)."
 PAIRS_HELP = "Pairs: .jsonl of `vleff unanswerable pairs`, a SQuAD 2.0 file, or PREFIX of the three released tables."
 GENERATOR_HELP = '"swap", which needs no training, or the folder that `vleff unanswerable train` made.'
+MODEL_HELP = "The checkpoint that transformer (an encoder) or seq2seq (T5, BART) start from."
+BEAMS_HELP = "Hypotheses that a trained generator follows."
+SAMPLE_HELP = "A trained generator draws words instead of searching for the likeliest."
 READER_HELP = "A question answering checkpoint trained on SQuAD 2.0: a folder, or a name on the hub."
 THRESHOLD_HELP = 'By how much "no answer" has to beat the best answer, in logits.'
 JOB_HELP = "The folder to write, augmented.json and others; an interrupted call with the same one goes on."
@@ -54,15 +57,52 @@ def pairs(
 
 
 @app.command()
+def train(
+    data: Annotated[str, typer.Argument(help=PAIRS_HELP)],
+    output: Annotated[Path, typer.Option(help="The folder to write; an interrupted call with the same one goes on.")],
+    kind: Annotated[str, typer.Option(help="lstm (the paper's), transformer or seq2seq.")] = "lstm",
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Pairs that must share no article.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 15.0,
+    batch: Annotated[int, typer.Option(help="Pairs a step.")] = 32,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam; the kind's usual if left out.")] = None,
+    width: Annotated[int, typer.Option(help="Of embeddings and memories; not of seq2seq.")] = 300,
+    coverage: Annotated[float, typer.Option(help="Weight of the coverage loss; not of seq2seq.")] = 0.0,
+    save_steps: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Train a generator on pairs of questions."""
+    with failures(), _reported() as report:
+        from vleff.unanswerable import recipes
+        from vleff.unanswerable.pair_files import load_pairs
+        from vleff.unanswerable.pairs import check_disjoint
+        from vleff.unanswerable.training import GeneratorTraining
+
+        new = recipes.NewGenerator(kind, model, width, coverage)
+        rate = new.learning_rate if learning_rate is None else learning_rate
+        training = GeneratorTraining(epochs, batch, rate, save_steps=save_steps, seed=seed)
+        chosen = load_pairs(data, report)
+        if held_out is not None:
+            check_disjoint(chosen, load_pairs(held_out, report), (data, held_out))
+        recipes.train(chosen, output, new, training)
+        say(f"The generator is in {output}; evaluate it: vleff unanswerable evaluate {output} PAIRS")
+
+
+@app.command()
 def generate(
     generator: Annotated[str, typer.Argument(help=GENERATOR_HELP)],
     question: Annotated[str, typer.Option(help="An answerable question.")],
     paragraph: Annotated[str, typer.Option(help="The paragraph that answers it.")],
     answer: Annotated[str, typer.Option(help="Its answer, a part of the paragraph.")],
     count: Annotated[int, typer.Option(help="How many to write at most.")] = 3,
+    beams: Annotated[int, typer.Option(help=BEAMS_HELP)] = 5,
+    sample: Annotated[bool, typer.Option("--sample", help=SAMPLE_HELP)] = False,
 ) -> None:
     """Write unanswerable questions from one answerable question."""
     with failures():
+        from vleff.unanswerable.generation import GenerationSettings
         from vleff.unanswerable.generators import generator_recipe
         from vleff.unanswerable.sources import GenerationSource
 
@@ -70,7 +110,8 @@ def generate(
         if start < 0:
             raise ValueError(f"answer: expected a part of the paragraph, got {answer!r}")
         source = GenerationSource(question, paragraph, answer, start)
-        (candidates,) = generator_recipe(generator).load().generate([source], count=count)
+        settings = GenerationSettings(beams=beams, sample=sample)
+        (candidates,) = generator_recipe(generator, settings).load().generate([source], count=count)
         if not candidates:
             say("Nothing: the generator found no unanswerable question.")
         for candidate in candidates:
@@ -86,6 +127,9 @@ def augment(
     threshold: Annotated[float, typer.Option(help=THRESHOLD_HELP)] = 0.0,
     candidates: Annotated[int, typer.Option(help="To generate for each answerable question.")] = 1,
     kept: Annotated[int, typer.Option(help="Most that are kept of them.")] = 1,
+    beams: Annotated[int, typer.Option(help=BEAMS_HELP)] = 5,
+    sample: Annotated[bool, typer.Option("--sample", help=SAMPLE_HELP)] = False,
+    seed: Annotated[int, typer.Option(help="Of draws.")] = 0,
     batch: Annotated[int, typer.Option(help="Questions at a time.")] = 32,
     max_length: Annotated[int, typer.Option(help="Tokens of a window of the reader.")] = 384,
     stride: Annotated[int, typer.Option(help="Tokens that windows share.")] = 128,
@@ -100,10 +144,11 @@ def augment(
         from vleff.unanswerable.augmentation_processes import augment as augment_file
         from vleff.unanswerable.augmentation_processes import default_workers
         from vleff.unanswerable.augmenting import AugmentationSettings
+        from vleff.unanswerable.generation import GenerationSettings
         from vleff.unanswerable.generators import generator_recipe
 
         settings = AugmentationSettings(candidates, kept, reader, threshold, max_length, stride, batch)
-        recipe = generator_recipe(generator)
+        recipe = generator_recipe(generator, GenerationSettings(beams=beams, sample=sample, seed=seed, batch=batch))
         if ray_actors:
             from vleff.unanswerable.ray_augmentation import augment_with_ray
 

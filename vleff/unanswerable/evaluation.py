@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from rich.progress import track
 
 from vleff.unanswerable.answerability import AnswerabilityReader
-from vleff.unanswerable.generators import QuestionGenerator
+from vleff.unanswerable.generation import QuestionGenerator
 from vleff.unanswerable.metrics import bleu, copy_rate, gleu, repetition_rate, rouge_l
 from vleff.unanswerable.pairs import QuestionPair
-from vleff.unanswerable.sources import GenerationSource
 from vleff.unanswerable.swaps import SwapGenerator
+from vleff.unanswerable.training import source_of
 
 PEOPLE, COPY, SWAPS = "people", "copy the input", "swaps"
 HEADINGS = {
@@ -22,7 +22,7 @@ HEADINGS = {
     "repeats": "repeats",
     "copied": "copied",
     "missing": "missing",
-    "unanswerable": "no answer",
+    "unanswerable": "NoAns",
 }
 
 
@@ -88,11 +88,6 @@ def evaluate(
     for name, texts in track(outputs.items(), "scoring", transient=True, disable=quiet):
         scored[name] = _score(texts, pairs, reader, threshold)
     return scored
-
-
-def source_of(pair: QuestionPair) -> GenerationSource:
-    """What a generator is given of a pair."""
-    return GenerationSource(pair.answerable, pair.context, pair.answer.text, pair.answer.start)
 
 
 def _generate(

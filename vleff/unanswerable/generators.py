@@ -1,24 +1,18 @@
 """What a generator of questions is, and how a job names, loads and identifies one."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-from vleff.unanswerable.sources import Candidate, GenerationSource
+from vleff.unanswerable.generation import GenerationSettings, QuestionGenerator
 from vleff.unanswerable.swaps import VERSION, SwapGenerator
 
 SWAP = "swap"
+TRAINED = "generator"  # in the folder of a training
 _CHUNK = 1 << 20
-
-
-class QuestionGenerator(Protocol):
-    """Writes questions that paragraphs do not answer."""
-
-    def generate(self, sources: Sequence[GenerationSource], *, count: int = 1) -> list[list[Candidate]]:
-        """At most `count` candidates for each source, the best first."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +20,8 @@ class GeneratorRecipe:
     """How to get a generator, in any process.
 
     Attributes:
-        name, version: of the generator; each question that it writes has them as provenance, and its id depends on
-            them. Another version is expected to write other questions.
+        name, version: of the generator and of how it searches; each question that it writes has them as provenance,
+            and its id depends on them. Another version is expected to write other questions.
         load: makes the generator. To be sent to other processes it has to be picklable: a function of a module, or a
             `functools.partial` of one.
     """
@@ -37,18 +31,26 @@ class GeneratorRecipe:
     load: Callable[[], QuestionGenerator]
 
 
-def generator_recipe(generator: str | Path) -> GeneratorRecipe:
+def generator_recipe(generator: str | Path, settings: GenerationSettings | None = None) -> GeneratorRecipe:
     """The recipe of "swap", or of a folder with a trained generator.
 
+    Args:
+        generator: "swap"; the folder of a training; or a folder that `save_pretrained` of a generator wrote.
+        settings: how a trained generator searches.
+
     Raises:
-        FileNotFoundError: it is neither.
+        FileNotFoundError: it is none of these.
     """
     if str(generator) == SWAP:
         return GeneratorRecipe(SWAP, VERSION, SwapGenerator)
     folder = Path(generator).resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"generator: expected {SWAP!r} or the folder of a trained generator, got {generator}")
-    return GeneratorRecipe(folder.name, fingerprint(folder), partial(_load_trained, folder))
+    name, folder = folder.name, folder / TRAINED if (folder / TRAINED).is_dir() else folder
+    settings = settings or GenerationSettings()
+    searched = {key: value for key, value in asdict(settings).items() if key != "batch"}
+    digest = hashlib.sha256(json.dumps(searched, sort_keys=True).encode()).hexdigest()[:6]
+    return GeneratorRecipe(name, f"{fingerprint(folder)}-{digest}", partial(_load_trained, folder, settings))
 
 
 def fingerprint(model: str | Path) -> str:
@@ -71,8 +73,7 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _load_trained(folder: Path) -> QuestionGenerator:
-    from vleff import unanswerable
+def _load_trained(folder: Path, settings: GenerationSettings) -> QuestionGenerator:
+    from vleff.unanswerable.loading import load_generator  # loads torch and transformers
 
-    load: Any = unanswerable.load_generator  # type: ignore[attr-defined]
-    return load(folder)
+    return load_generator(folder, settings)

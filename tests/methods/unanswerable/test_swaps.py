@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from methods.unanswerable.corpus import paragraphs
 
 from vleff.unanswerable.antonyms import ANTONYMS
-from vleff.unanswerable.evaluation import source_of
 from vleff.unanswerable.pairs import build_pairs
 from vleff.unanswerable.recognisers import find_mentions
 from vleff.unanswerable.sources import GenerationSource
 from vleff.unanswerable.swaps import VERSION, SwapGenerator
+from vleff.unanswerable.training import source_of
 from vleff.unanswerable.words import lower_words
 
 PARAGRAPH = (
