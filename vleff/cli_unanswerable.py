@@ -62,9 +62,7 @@ def train(
     output: Annotated[Path, typer.Option(help="The folder to write; an interrupted call with the same one goes on.")],
     kind: Annotated[str, typer.Option(help="lstm (the paper's), transformer or seq2seq.")] = "lstm",
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
-    held_out: Annotated[
-        str | None, typer.Option(help="Pairs that must share no article.")
-    ] = None,
+    held_out: Annotated[str | None, typer.Option(help="Pairs that must share no article.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 15.0,
     batch: Annotated[int, typer.Option(help="Pairs a step.")] = 32,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam; the kind's usual if left out.")] = None,
