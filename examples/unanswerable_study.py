@@ -33,12 +33,11 @@ from vleff.data.splits import answerable, sample, split_paragraphs
 from vleff.data.squad import Paragraph, question_json, read_squad
 from vleff.training.checkpoints import replace_file
 from vleff.training.span_training import SpanTraining, read_questions, train_reader
-from vleff.unanswerable import AnswerabilityReader, AugmentationSettings, GeneratorTraining
+from vleff.unanswerable import AnswerabilityReader, AugmentationSettings, GeneratorTraining, recipes
 from vleff.unanswerable.augmentation_processes import augment
 from vleff.unanswerable.evaluation import HEADINGS, evaluate
 from vleff.unanswerable.generators import generator_recipe
 from vleff.unanswerable.pairs import build_pairs, check_disjoint
-from vleff.unanswerable.recipes import NewGenerator, train
 
 ARMS = ("none", "swaps", "generated", "generated and filtered")
 METRICS = {
@@ -132,33 +131,34 @@ class Study:
 
     def base(self) -> Path:
         """A reader that has learnt to answer, not to refuse."""
-        examples = answerable(span_examples(self.reading))
-        windows = [one for one in self.windows(examples) if one.start]
-        training = SpanTraining(self.plan.reading_steps, self.plan.batch, self.plan.reading_rate, save_steps=100)
-        return self.trained("base", self.model, windows, training)
+        folder = self.work / "base"
+        if not folder.exists():
+            windows = [one for one in self.windows(answerable(span_examples(self.reading))) if one.start]
+            training = SpanTraining(self.plan.reading_steps, self.plan.batch, self.plan.reading_rate, save_steps=100)
+            self.train(folder, self.model, windows, training)
+        return folder
 
-    def trained(self, name: str, start: Any, windows: list[Window], training: SpanTraining, frozen: int = 0) -> Path:
-        folder = self.work / name
-        if folder.exists():
-            return folder
+    def train(self, folder: Path, start: Any, windows: list[Window], training: SpanTraining, frozen: int = 0) -> None:
         torch.manual_seed(training.seed)
         reader: Any = AutoModelForQuestionAnswering.from_pretrained(start)
         if frozen:
             for module in (reader.base_model.embeddings, *reader.base_model.encoder.layer[:frozen]):
                 module.requires_grad_(False)
         vleff.accelerate(reader)
-        train_reader(reader, windows, self.tokenizer, training, self.work / f"{name}-training")
+        train_reader(reader, windows, self.tokenizer, training, folder.with_name(f"{folder.name}-training"))
         vleff.restore(reader)
-        part = folder.with_name(f"{name}.part")
+        part = folder.with_name(f"{folder.name}.part")
         reader.save_pretrained(part)
         self.tokenizer.save_pretrained(part)
         part.rename(folder)
-        return folder
 
     def tuned(self, name: str, paragraphs: Sequence[Paragraph], seed: int) -> Path:
         """A reader that goes on from the first one with answerable and unanswerable questions."""
-        training = SpanTraining(self.plan.steps, self.plan.batch, self.plan.rate, save_steps=100, seed=seed)
-        return self.trained(name, self.base(), self.squad2_windows(paragraphs), training, self.plan.frozen)
+        folder = self.work / name
+        if not folder.exists():
+            training = SpanTraining(self.plan.steps, self.plan.batch, self.plan.rate, save_steps=100, seed=seed)
+            self.train(folder, self.base(), self.squad2_windows(paragraphs), training, self.plan.frozen)
+        return folder
 
     def filter(self) -> Path:
         """The reader that filters."""
@@ -170,9 +170,9 @@ class Study:
         if not (folder / "generator").exists():
             pairs = build_pairs(self.learnt)
             check_disjoint(pairs, build_pairs(self.asked), ("what is learnt", "what is asked"))
-            new = NewGenerator(width=self.plan.width)
+            new = recipes.NewGenerator(width=self.plan.width)
             training = GeneratorTraining(self.plan.epochs, learning_rate=new.learning_rate, save_steps=100)
-            train(pairs, folder, new, training)
+            recipes.train(pairs, folder, new, training)
         return folder
 
     def generator_scores(self) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The study from end to end, with a small model and a few steps."""
 
+import gc
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ PATH = Path(__file__).parents[3] / "examples" / "unanswerable_study.py"
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_same_start: None) -> None:
-    """Models this small are slower with two."""
+def _quick(_same_start: None) -> Iterator[None]:
+    """Small models are slower with two threads; and each training collects garbage, of which imports leave much."""
     torch.set_num_threads(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
