@@ -70,3 +70,8 @@ class AnswerCollector:
                 text = ""
             found[example.id] = text
         return found
+
+    def null_margins(self) -> list[float]:
+        """For each question by how much "no answer" beats the best span: above 0, the reader finds none."""
+        numbers = range(len(self.examples))
+        return [self._null[number] - self._best.get(number, (-torch.inf, ""))[0] for number in numbers]

@@ -11,7 +11,7 @@ from typing import Any
 from vleff.data.squad import Paragraph, Question, parse_question
 
 _CHUNK = 1 << 20  # characters
-_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|["{}\[\],]', re.DOTALL)
+_STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\],]', re.DOTALL)
 
 
 @dataclass(frozen=True)

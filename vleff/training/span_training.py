@@ -109,7 +109,7 @@ def train_reader(
     return model.eval()
 
 
-def predict_answers(
+def read_questions(
     model: PreTrainedModel,
     tokenizer: Any,
     examples: Sequence[SpanExample],
@@ -118,8 +118,8 @@ def predict_answers(
     stride: int = 128,
     null_threshold: float | None = None,
     quiet: bool = False,
-) -> dict[str, str]:
-    """Answers questions, by their ids; windows of similar length are read together.
+) -> AnswerCollector:
+    """Lets a reader read questions; windows of similar length are read together.
 
     Args:
         model: plain, accelerated or with a subnetwork.
@@ -127,6 +127,9 @@ def predict_answers(
         max_length, stride: of `make_windows`.
         null_threshold: of `AnswerCollector`.
         quiet: without a progress bar.
+
+    Returns:
+        the answers, and by how much "no answer" beats them.
     """
     windows = sorted(make_windows(tokenizer, examples, max_length, stride), key=lambda window: len(window.input_ids))
     collect, collate = AnswerCollector(examples, null_threshold), WindowCollator(tokenizer, with_gold=False)
@@ -141,7 +144,21 @@ def predict_answers(
                 collect.add(some, outputs.start_logits, outputs.end_logits)
     finally:
         model.train(training)
-    return collect.answers()
+    return collect
+
+
+def predict_answers(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    examples: Sequence[SpanExample],
+    batch: int = 32,
+    max_length: int = 384,
+    stride: int = 128,
+    null_threshold: float | None = None,
+    quiet: bool = False,
+) -> dict[str, str]:
+    """Answers questions, by their ids. The arguments are those of `read_questions`."""
+    return read_questions(model, tokenizer, examples, batch, max_length, stride, null_threshold, quiet).answers()
 
 
 def _count(model: PreTrainedModel) -> int:

@@ -1,6 +1,7 @@
 """Unanswerable questions, written from answerable ones and their paragraphs (arXiv 1906.06045).
 
-`PairToSequence` and `Seq2SeqGenerator` write them, `train_generator` trains them, `load_generator` loads either.
+`PairToSequence` and `Seq2SeqGenerator` write them, `train_generator` trains them, `load_generator` loads either;
+`SwapGenerator` needs no training. `augment` adds them to a SQuAD file, `evaluate` compares generators.
 """
 
 from importlib import import_module
@@ -8,9 +9,14 @@ from typing import Any
 
 # Public names by module, imported when first used: pairs and words need neither torch nor transformers.
 _MODULES = {
+    "AnswerabilityReader": "answerability",
+    "AugmentationReport": "augmented_file",
+    "AugmentationSettings": "augmenting",
     "Candidate": "sources",
     "GenerationSettings": "generation",
     "GenerationSource": "sources",
+    "GenerationScores": "evaluation",
+    "GeneratorRecipe": "generators",
     "GeneratorTraining": "training",
     "PairToSequence": "model",
     "PairToSequenceConfig": "config",
@@ -18,7 +24,12 @@ _MODULES = {
     "QuestionGenerator": "generation",
     "QuestionPair": "pairs",
     "Seq2SeqGenerator": "seq2seq",
+    "SwapGenerator": "swaps",
     "Vocabulary": "vocabulary",
+    "augment": "augmentation_processes",
+    "augment_with_ray": "ray_augmentation",
+    "evaluate": "evaluation",
+    "generator_recipe": "generators",
     "load_generator": "loading",
     "load_pairs": "pair_files",
     "train_generator": "training",
