@@ -276,7 +276,6 @@ MISTAKES = [
     Change("forget the second memory", COMMON, "is_second ? problem.memories[1]", "is_second ? problem.memories[0]"),
     Change("cover too early", TARGETS, "    covered += attention;\n", ""),
     Change("forget the losses behind", GRADIENT, "    behind += grad - own;\n", ""),
-    Change("forget ties", GRADIENT, "own_attention == before ? 0.5f * grad : 0.0f", "0.0f"),
     Change(
         "forget the mean", GRADIENT, "coverage_of(source, position) - means[source]", "coverage_of(source, position)"
     ),

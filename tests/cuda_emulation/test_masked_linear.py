@@ -200,7 +200,7 @@ MISTAKES = [
     Change("drop the barrier of the gradient", GRADIENT, BARRIER, ""),
     Change("store the sums too early", GRADIENT, "__syncthreads();  // every warp has left the tiles", "// all left"),
     Change("read the sums too early", GRADIENT, "__syncthreads();  // the sums are in", ""),
-    Change("forget the zeros", SPARSE, "= uint4{};", "= uint4{1, 1, 1, 1};"),
+    Change("forget the zeros", SPARSE, "= uint4{};", "= uint4{0x3C003C00u, 0, 0, 0};"),
     Change("forget the part", SPARSE, "structure.order[places + own] - part.first", "structure.order[places + own]"),
     Change("skip a lane's rows", SPARSE, "start + lane.number * warps", "start + lane.number"),
     Change("expand into the buffer in use", FORWARD, "expand(block + 1, buffer ^ 1);", "expand(block + 1, buffer);"),

@@ -225,7 +225,6 @@ CHANGES = [
     Change("drop the barrier of keys", BACKWARD, BARRIER + KEYS, KEYS),
     Change("forget the gradient of lse", BACKWARD, "gradient.grad_lse[row] : 0.0f", "0.0f : 0.0f"),
     Change("see one key too many", BACKWARD, "key < limit[e / 2]", "key <= limit[e / 2]"),
-    Change("count queries past the end", BACKWARD, "query < queries.count && lse", "lse"),
     Change("keep another pattern", BACKWARD, "patterns[number].word(key)", "patterns[number].word(key + 1)"),
     Change("forget the scale of keys", BACKWARD, "store_sums(key_sums, problem.scale", "store_sums(key_sums, 1.0f"),
     Change("store past the last row", BACKWARD, "if (row < rows && column < head_dim) {", "if (column < head_dim) {"),

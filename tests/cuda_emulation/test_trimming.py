@@ -204,7 +204,7 @@ CHANGES = [
     Change("forget the other half of the columns", SCORE, "partial[row] + partial[Tile::rows + row]", "partial[row]"),
     Change("take the part itself as partner", PARTS, "has_partner ? part ^ 1 : part", "part"),
     Change("forget to subtract the mean", PARTS, " - of_token.x) * of_token.y", ") * of_token.y"),
-    Change("project padding", PARTS, "if (first_token + row >= tokens) return;\n          ", ""),
+    Change("project padding", PARTS, "if (first_token + row >= tokens) return;\n#pragma", "\n#pragma"),
 ]  # fmt: skip
 
 
