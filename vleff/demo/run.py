@@ -67,17 +67,19 @@ def introduction(parameters: int, questions: int, figures: dict[str, Any]) -> st
 
 def recorded_table(figures: dict[str, Any]) -> Table:
     """What was measured on more questions when the arms were trained, by kind of question."""
-    kinds = list(figures["guessing"])
     title = (
         f"Accuracy, %, on {figures['questions']} other held-out questions when it was trained; "
         "all three arms learned equally long from the same weights"
     )
-    names = ("", *kinds, "FLOP ratio", "patches kept", "… that matter")
-    table = Table(*(Column(name, justify="right" if name else "left") for name in names), title=title, box=SIMPLE_HEAD)
-    for name, arm in figures["arms"].items():
-        accuracies = {"all": arm["accuracy"], **arm["by kind"]}
-        shares = [f"{100 * arm[share]:.0f} %" for share in ("kept of all cells", "kept of cells that matter")]
-        cells = [f"{accuracies[kind]:.1f}" for kind in kinds]
-        table.add_row(name, *cells, f"{arm['flop ratio']:.3f}", *shares)
-    table.add_row("guessing", *(f"{figures['guessing'][kind]:.1f}" for kind in kinds), "", "", "")
+    arms, guessing = figures["arms"], figures["guessing"]
+    columns = ("questions", *arms, "guessing")
+    table = Table(*(Column(name, justify="right" if at else "left") for at, name in enumerate(columns)), title=title)
+    table.box = SIMPLE_HEAD
+    for kind, guessed in guessing.items():
+        found = [arm["accuracy"] if kind == "all" else arm["by kind"][kind] for arm in arms.values()]
+        table.add_row(kind, *(f"{one:.1f}" for one in (*found, guessed)))
+    table.add_section()
+    table.add_row("FLOP ratio", *(f"{arm['flop ratio']:.3f}" for arm in arms.values()))
+    for name, share in (("patches kept", "kept of all cells"), ("of those that matter", "kept of cells that matter")):
+        table.add_row(name, *(f"{100 * arm[share]:.0f} %" for arm in arms.values()))
     return table
