@@ -52,14 +52,16 @@ def augment_with_ray(
     job.scan(report)
     if not job.output.exists():
         parts = actors * _PARTS_AN_ACTOR
-        worked = ray.data.range(parts, override_num_blocks=parts).map_batches(
+        # no tasks besides the actors: they may hold all the processors that there are
+        numbers = ray.data.from_items([{"part": part} for part in range(parts)], override_num_blocks=parts)
+        worked = numbers.map_batches(
             _Worker,
             fn_constructor_args=(job, parts),
             batch_size=1,
-            concurrency=actors,
+            compute=ray.data.ActorPoolStrategy(size=actors),
             **(resources or {}),
         )
-        worked.sum("paragraphs")
+        worked.take_all()
     return job.finish()
 
 
@@ -77,6 +79,6 @@ class _Worker:
             nonlocal paragraphs
             paragraphs += count
 
-        for part in rows["id"].tolist():
+        for part in rows["part"].tolist():
             self.job.run_part(part, self.parts, self.shard, advance)
         return {"paragraphs": np.array([paragraphs])}

@@ -252,8 +252,9 @@ def test_several_processes_by_torchrun(tmp_path: Path) -> None:
     assert (tmp_path / "job/augmented.json").read_bytes() == (tmp_path / "whole/augmented.json").read_bytes()
 
 
-def test_several_machines_by_ray(tmp_path: Path) -> None:
+def test_several_machines_by_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="Ray is optional")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     recipe, settings, log = negator(log=tmp_path / "log"), AugmentationSettings(), tmp_path / "log"
     job = AugmentationJob(EXCERPT, tmp_path / "job", recipe, settings)
     job.scan(pytest.fail)
