@@ -22,7 +22,7 @@ from vleff.nn import RaggedBatch
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: re.findall(r"```python\n(.*?)```", page.read_text(), re.S) for page in ROOT.glob("docs/*.md")}
-WITH_OWN_TESTS = {"smarttrim"}
+WITH_OWN_TESTS = {"smarttrim", "unanswerable", "augmentation"}
 WIDTH = 12 * 64
 OFFSETS = torch.tensor([0, 3, 8], dtype=torch.int32)
 
