@@ -11,7 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vleff.dide import Preprocessor
+from vleff.data.preprocessor import Preprocessor
 
 _COLUMNS = ("image", "question", "answer")
 

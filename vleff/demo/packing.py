@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import ViltImageProcessor
 
-from vleff.data.image_questions import Preprocessor
+from vleff.data.preprocessor import Preprocessor
 from vleff.data.tile_vqa import TileQuestion
 from vleff.demo.held_out import write_held_out
 from vleff.demo.run import FIGURES, MODEL, RANDOM_MODEL

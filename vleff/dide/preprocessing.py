@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer
 
+from vleff.data import preprocessor
 from vleff.dide.dual_encoder import DualEncoder
 from vleff.dide.version import RepresentationVersion
-
-MAX_LENGTH = 40  # of the paper
 
 # of configs and processors: what does not decide about a representation
 _IRRELEVANT = {
@@ -31,56 +28,8 @@ _IRRELEVANT = {
 }
 
 
-class Preprocessor:
-    """A tokenizer and an image processor of transformers.
-
-    Args:
-        tokenizer: for texts.
-        image_processor: for images.
-        max_length: of texts, in tokens; longer ones are cut off.
-    """
-
-    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int = MAX_LENGTH) -> None:
-        self.tokenizer, self.image_processor, self.max_length = tokenizer, image_processor, max_length
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, max_length: int | None = None) -> "Preprocessor":
-        """The tokenizer and the image processor in a folder, or of a model on the Hugging Face hub.
-
-        Args:
-            name: of the folder or the model.
-            max_length: the tokenizer's own if None.
-
-        Raises:
-            OSError, ValueError: they are not there.
-        """
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        if max_length is None:
-            max_length = tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else MAX_LENGTH
-        return cls(tokenizer, AutoImageProcessor.from_pretrained(name), max_length)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes both into a folder, with the length of texts."""
-        self.tokenizer.model_max_length = self.max_length
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-
-    def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The arguments of `encode_text`, padded to the longest text."""
-        return dict(
-            self.tokenizer(
-                list(texts),
-                padding=True,
-                truncation=True,
-                max_length=self.max_length,
-                return_token_type_ids=False,
-                return_tensors="pt",
-            )
-        )
-
-    def images(self, images: Sequence[Any]) -> dict[str, Tensor]:
-        """The arguments of `encode_image`, for images as the image processor takes them."""
-        return dict(self.image_processor(list(images), return_tensors="pt"))
+class Preprocessor(preprocessor.Preprocessor):
+    """A tokenizer and an image processor of transformers, and the versions of what becomes of their outputs."""
 
     def version(self, model: DualEncoder, modality: str) -> RepresentationVersion:
         """What makes the representations of a modality now.

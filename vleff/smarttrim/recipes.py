@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel, ViltForQuestionAnswering
 from transformers.utils import logging
 
 from vleff.data.image_questions import ImageQuestion, ImageQuestionCollator, frequent_answers, load_image_questions
-from vleff.dide import Preprocessor
+from vleff.data.preprocessor import Preprocessor
 from vleff.smarttrim.answering import AnsweringTraining, answer, train_trimmed
 from vleff.smarttrim.attachment import attach
 from vleff.smarttrim.config import SmartTrimConfig

@@ -10,7 +10,7 @@ from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcesso
 
 from vleff import smarttrim
 from vleff.data.fashion_mnist import read_fashion_mnist
-from vleff.data.image_questions import Preprocessor
+from vleff.data.preprocessor import Preprocessor
 from vleff.data.tile_features import tile_tokenizer
 from vleff.data.tile_vqa import ANSWERS, TileVqa
 
