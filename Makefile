@@ -1,5 +1,6 @@
 # make bench   set up .venv and run the main job
 # make test    set up .venv-test and run the tests
+# make docs    build the documentation's site in build/site
 # make lint    formatting, lint and types, in .venv-test
 #
 # TORCH chooses the build of torch; `make bench TORCH=torch==2.13.0` takes the package index's default, which on
@@ -9,13 +10,16 @@ TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu --
 BUILD_TOOLS = setuptools wheel cmake ninja pybind11
 BENCH ?=
 
-.PHONY: bench test lint clean
+.PHONY: bench test lint docs clean
 
 bench: .venv/installed
 	.venv/bin/vleff bench $(BENCH)
 
 test: .venv-test/installed
-	.venv-test/bin/pytest $(TEST)
+	OMP_WAIT_POLICY=passive .venv-test/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST)
+
+docs: .venv-test/installed
+	.venv-test/bin/mkdocs build
 
 lint: .venv-test/installed
 	.venv-test/bin/ruff check .

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 import vleff
+from vleff.bench import engines
 from vleff.bench.inputs import Batch, bert_token_ids, text_samples
 from vleff.lottery import extract, prunable_linears
 from vleff.nn import MaskedLinear, masked_feed_forward
@@ -100,19 +101,34 @@ def test_two_cores(
     Layers(shape, zeros, tokens, dtype).measure(interleaved, KEPT_BY_TWO_CORES * TARGETS[dtype][zeros])
 
 
+class _Alone(nn.Module):
+    """A layer as an engine takes a model: named inputs, a tuple of outputs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor]:
+        return (self.layer(hidden),)
+
+
 @pytest.mark.benchmark(group="masked_linear and other sparse products, 768 to 3072, 384 tokens, fp32")
 @pytest.mark.parametrize("zeros", [70, 90], ids="{} % zeros".format)
 def test_peers(interleaved: Callable[..., None], one_core: None, zeros: int) -> None:
     sparse = pytest.importorskip("scipy.sparse", reason="SciPy is a peer")
+    pytest.importorskip("openvino", reason="OpenVINO is a peer")
     layers = Layers((3072, 768), zeros, 384, torch.float32)
     csr = layers.dense.weight.to_sparse_csr()
     matrix = sparse.csr_matrix(layers.dense.weight.numpy())
     bias, columns = layers.dense.bias, layers.input.T.contiguous()
     compiled = torch.compile(layers.dense)
+    inputs = {"hidden": layers.input}
+    openvino = engines.openvino(_Alone(layers.dense), inputs)
     baselines = {
         "torch": layers.torch,
         "prepacked oneDNN": layers.onednn,
         "torch.compile": partial(compiled, layers.input),
+        "OpenVINO": lambda: openvino(inputs)[0],
         "torch.sparse CSR": lambda: torch.sparse.mm(csr, columns).T + bias,
         "SciPy CSR": lambda: torch.from_numpy(matrix @ columns.numpy()).T + bias,
     }

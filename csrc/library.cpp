@@ -53,6 +53,7 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       "head_masked_grad_weight(Tensor of_features, Tensor of_width, Tensor offsets, Tensor? head_mask=None, "
       "Tensor? index=None, int parts=1, bool bias_grad=False) -> (Tensor grad_weight, Tensor grad_bias)",
       traceable);
+  library.def("sum_rows(Tensor rows, Tensor index, SymInt stored) -> Tensor", traceable);
   library.def("pack_head_masked_weight(Tensor weight, str direction, int heads, int parts=1) -> Tensor",
               traceable);
 

@@ -15,6 +15,7 @@ trained is in --work, with checkpoints. --data holds Fashion-MNIST; --vision is 
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,49 +24,44 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from tile_vqa_models import PATCHES, WithCells, demo_model, study_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
 from transformers import (
     AutoTokenizer,
-    BertModel,
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    ViltConfig,
     ViltForQuestionAnswering,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-import vleff
 from vleff import smarttrim
 from vleff.data.fashion_mnist import read_fashion_mnist
-from vleff.data.tile_features import TileCollator, cell_means, cells_of, tile_tokenizer
-from vleff.data.tile_grid import CLASSES, COLOURS
-from vleff.data.tile_vqa import ANSWERS, KINDS, TileVqa
-from vleff.models.vilt_patches import recorded_places
+from vleff.data.tile_features import TileCollator, cells_of, tile_tokenizer
+from vleff.data.tile_vqa import KINDS, TileQuestion, TileVqa
+from vleff.demo.packing import pack
 from vleff.smarttrim.answering import AnsweringTraining, answer, seconds_a_question, train_trimmed
 from vleff.smarttrim.kept_patches import KeptTokens, watching
 from vleff.smarttrim.pretrained import DESCRIPTION
 from vleff.training.checkpoints import replace_file
 
-LAYERS = 6
-PATCHES = 8  # a side of a picture
 PATCHES_A_CELL = 4
 BATCHES = (1, 8, 32, 128)
 TIMED = 128  # questions
-TEXT_SCALE = 0.25  # MiniLM's embeddings are four times as long as the ViT's
+HELD_OUT = 300  # questions of the demo
 NEVER = 10**7  # more questions than any training takes: each is new
 
 
 @dataclass(frozen=True)
 class Plan:
     """How long models learn, and how fast: before there are trimmers, at first without seeing empty cells, and further
-    with each arm; `tested` are the questions that accuracies are of."""
+    with each arm, in mode `training` and, unless told otherwise, gathered; accuracies are of `tested` questions."""
 
     steps: int = 6000
     learning_rate: float = 3e-4
+    schedule: str = "cosine"
     only_filled: float = 0.6
     further_steps: int = 600
     further_learning_rate: float = 5e-5
@@ -74,10 +70,26 @@ class Plan:
     save_steps: int = 200
     ratios: tuple[float, ...] = (0.6, 0.45, 0.33)
     seeds: tuple[int, ...] = (0, 1, 2)
+    training: str = "masked"
+    gathered: bool = True
+    bfloat16: bool = False
 
 
 STUDY = Plan()
-DEMO = Plan(steps=8000, learning_rate=1e-3, further_steps=1500, further_learning_rate=1e-4, ratios=(0.45,), seeds=(0,))
+DEMO = Plan(  # half an hour on one core with AVX-512's bfloat16
+    steps=3500,
+    learning_rate=1e-3,
+    schedule="warmup_stable_decay",
+    only_filled=0.7,
+    further_steps=100,
+    further_learning_rate=5e-4,
+    tested=1000,
+    ratios=(0.45,),
+    seeds=(0,),
+    training="gathered",
+    gathered=False,
+    bfloat16=True,
+)
 
 
 @dataclass(frozen=True)
@@ -96,36 +108,6 @@ class Study:
 
     def tested_on(self) -> TileVqa:
         return TileVqa(read_fashion_mnist(self.data, "test"), self.plan.tested, 1)
-
-
-class WithCells(nn.Module):
-    """A ViLT whose middle also learns what is in each cell of the grid and whether it matters."""
-
-    def __init__(self, model: ViltForQuestionAnswering) -> None:
-        super().__init__()
-        self.model = vleff.accelerate(model)
-        self.middle = model.config.num_hidden_layers // 2
-        width = model.config.hidden_size
-        self.classes, self.colours = nn.Linear(width, len(CLASSES) + 1), nn.Linear(width, len(COLOURS))
-        self.matters = nn.Linear(width, 1)
-        self.sees_empty_cells = True
-
-    def forward(
-        self, cell_classes: Tensor, cell_colours: Tensor, cell_matters: Tensor, labels: Tensor, **inputs: Tensor
-    ) -> dict[str, Tensor]:
-        empty = cell_classes == len(CLASSES)
-        hide = None if self.sees_empty_cells else lambda places: empty.gather(1, cells_of(places, PATCHES))
-        with recorded_places(self.model, hide) as places:
-            outputs = self.model(**inputs, output_hidden_states=True)
-        patches = outputs.hidden_states[self.middle][:, -(PATCHES**2) :]
-        cells = cell_means(patches, cells_of(places[0], PATCHES))
-        loss = (
-            cross_entropy(outputs.logits, labels)
-            + cross_entropy(self.classes(cells).flatten(0, 1), cell_classes.flatten())
-            + cross_entropy(self.colours(cells).flatten(0, 1), cell_colours.flatten())
-            + binary_cross_entropy_with_logits(self.matters(cells).squeeze(2), cell_matters)
-        )
-        return {"loss": loss, "logits": outputs.logits}
 
 
 class InOrder(Trainer):
@@ -157,7 +139,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's files")
     parser.add_argument("--vision", type=Path, help="folder of a ViT with patches of 14 pixels")
     parser.add_argument("--text", type=Path, help="folder of MiniLM, or of another BERT as wide as the ViT")
-    parser.add_argument("--demo", type=Path, help="folder to write the demo's model to")
+    parser.add_argument("--demo", type=Path, help="folder to write the data of `vleff demo` to")
     parser.add_argument("--work", type=Path, default=Path("smarttrim-study"), help="folder of trained models")
     parser.add_argument("--results", type=Path, default=Path("docs/results/smarttrim-study"))
     parser.add_argument("--time", action="store_true", help="only measure trained models; leave the machine alone")
@@ -187,11 +169,12 @@ def run(study: Study) -> None:
     for seed in study.plan.seeds:
         unit(study, "full", seed, smarttrim.SmartTrimConfig(tokens=False, heads=False, distillation=0.0, cost=0.0))
         for ratio in study.plan.ratios:
-            config = smarttrim.SmartTrimConfig(flop_target=ratio)
+            config = smarttrim.SmartTrimConfig(flop_target=ratio, training=study.plan.training)
             unit(study, f"trimmed-{ratio}", seed, config)
             shares = json.loads((study.results / f"trimmed-{ratio}-{seed}.json").read_text())["shares"]
-            unit(study, f"random-{ratio}", seed, replace(config, random_shares=shares))
-        if 0.45 in study.plan.ratios:
+            # chance has no gradients: gathered learns what masked would, and is cheaper
+            unit(study, f"random-{ratio}", seed, replace(config, random_shares=shares, training="gathered"))
+        if study.plan.gathered and 0.45 in study.plan.ratios:
             unit(study, "gathered-0.45", seed, smarttrim.SmartTrimConfig(flop_target=0.45, training="gathered"))
 
 
@@ -207,7 +190,9 @@ def base(study: Study) -> None:
         max_steps=plan.steps,
         per_device_train_batch_size=plan.batch,
         learning_rate=plan.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=plan.schedule,
+        lr_scheduler_kwargs={} if plan.schedule == "cosine" else {"num_decay_steps": plan.steps // 4},
+        bf16=plan.bfloat16,
         warmup_steps=min(100, plan.steps // 10),
         weight_decay=0.05,
         save_steps=plan.save_steps,
@@ -249,7 +234,14 @@ def unit(study: Study, arm: str, seed: int, config: smarttrim.SmartTrimConfig) -
     )
     collate = TileCollator(study.tokenizer)
     train_trimmed(
-        model, study.trained_on(100 + seed), collate, training, study.work / path.stem, answer_loss, answer_predictions
+        model,
+        study.trained_on(100 + seed),
+        collate,
+        training,
+        study.work / path.stem,
+        answer_loss,
+        answer_predictions,
+        plan.bfloat16,
     )
     if not (study.work / f"{path.stem}-model" / DESCRIPTION).exists():
         smarttrim.save_pretrained(model, study.work / f"{path.stem}-model")
@@ -312,62 +304,34 @@ def answer_predictions(outputs: Any, inputs: Mapping[str, Tensor]) -> list[smart
     return [smarttrim.Prediction(outputs["logits"])]
 
 
-def study_model(vision: Path, text: Path) -> ViltForQuestionAnswering:
-    """The first layers of a ViT around MiniLM's word embeddings, with a new head."""
-    weights, bert = load_file(vision / "model.safetensors"), BertModel.from_pretrained(text)
-    sizes = json.loads((vision / "config.json").read_text())
-    config = vilt_config(sizes["hidden_size"], sizes["num_attention_heads"], bert.config.vocab_size)
-    model = ViltForQuestionAnswering(config)
-    wanted = model.vilt.state_dict().keys()
-    model.vilt.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
-    embeddings = model.vilt.embeddings
-    words = {name: value for name, value in bert.embeddings.state_dict().items() if "position_ids" not in name}
-    words["position_embeddings.weight"] = words["position_embeddings.weight"][: config.max_position_embeddings]
-    embeddings.text_embeddings.load_state_dict(words, strict=False)
-    embeddings.text_embeddings.word_embeddings.requires_grad_(False)
-    with torch.no_grad():
-        embeddings.token_type_embeddings.weight.zero_()
-        for parameter in embeddings.text_embeddings.LayerNorm.parameters():
-            parameter.mul_(TEXT_SCALE)
-    return model
-
-
-def demo_model(vocabulary: int) -> ViltForQuestionAnswering:
-    """2.9 million parameters with a vocabulary of their own."""
-    model = ViltForQuestionAnswering(vilt_config(192, 6, vocabulary))
-    embeddings = model.vilt.embeddings
-    with torch.no_grad():
-        for parameter in (embeddings.cls_token, embeddings.position_embeddings):
-            nn.init.trunc_normal_(parameter, std=0.3)
-        embeddings.text_embeddings.LayerNorm.weight.mul_(0.3)
-    return model
-
-
-def vilt_config(width: int, heads: int, vocabulary: int, layers: int = LAYERS) -> ViltConfig:
-    return ViltConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        image_size=112,
-        patch_size=14,
-        vocab_size=vocabulary,
-        max_position_embeddings=40,
-        layer_norm_eps=1e-6,
-        max_image_length=-1,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        id2label=dict(enumerate(ANSWERS)),
-        label2id={name: number for number, name in enumerate(ANSWERS)},
-    )
-
-
 def write_demo(study: Study, folder: Path) -> None:
-    """The trimmed model in half precision, with its tokenizer and its figures."""
-    name = f"trimmed-{study.plan.ratios[0]}-{study.plan.seeds[0]}"
-    model = smarttrim.from_pretrained(study.work / f"{name}-model").half()
-    smarttrim.save_pretrained(model, folder)
-    study.tokenizer.save_pretrained(folder)
+    """What `vleff demo` needs: the first ratio's and seed's models, held-out questions, and figures."""
+    plan = study.plan
+    ratio, seed = plan.ratios[0], plan.seeds[0]
+    units = {"full": f"full-{seed}", "trimmed": f"trimmed-{ratio}-{seed}", "random": f"random-{ratio}-{seed}"}
+    kept = ("accuracy", "flop ratio", "kept of all cells", "kept of cells that matter", "by kind")
+    arms = {arm: json.loads((study.results / f"{unit}.json").read_text()) for arm, unit in units.items()}
+    figures = {
+        "steps": plan.steps,
+        "further_steps": plan.further_steps,
+        "batch": plan.batch,
+        "questions": plan.tested,
+        "guessing": guessing(study.tested_on()),
+        "arms": {arm: {name: found[name] for name in kept} for arm, found in arms.items()},
+    }
+    models = [study.work / f"{units[arm]}-model" for arm in ("trimmed", "random")]
+    held_out = list(TileVqa(read_fashion_mnist(study.data, "test"), HELD_OUT, 2))
+    pack(folder, *models, study.tokenizer, held_out, figures)
+
+
+def guessing(questions: Sequence[TileQuestion]) -> dict[str, float]:
+    """What the most frequent answer of each kind of question gets, in percent: of all, and of each kind."""
+    answers: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    for question in questions:
+        answers[question.kind][question.answer] += 1
+    most = {kind: max(counts.values(), default=0) for kind, counts in answers.items()}
+    shares = {kind: 100 * most[kind] / max(counts.total(), 1) for kind, counts in answers.items()}
+    return {"all": 100 * sum(most.values()) / len(questions), **shares}
 
 
 def write(path: Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the tests know of the CUDA kernels: the list of instantiations that the build reads too, and the toolkit."""
+"""What the tests know of the CUDA kernels: the lists of instantiations that the build reads too, and the toolkit."""
 
 import os
 import re
@@ -10,20 +10,30 @@ import pytest
 
 CSRC = Path(__file__).parents[1] / "csrc"
 KERNELS = CSRC / "kernels" / "cuda"
+OPS = sorted(path.name.removesuffix("_kernel.cu") for path in KERNELS.glob("*_kernel.cu"))
 MOST_SHARED_BYTES = 99 * 1024  # of a block, on compute capability 8.6 and 8.9
+ELEMENT_BYTES = {"float": 4, "__nv_bfloat16": 2, "__half": 2}
 
 
 class Tile(NamedTuple):
+    """Of an attention"""
+
     element: str
     width: int
     stationary_rows: int
     streamed_rows: int
 
 
-def listed_tiles(kernels: Path = KERNELS) -> list[Tile]:
-    text = (kernels / "token_gather_attention_tiles.inc").read_text()
-    found = re.findall(r"^VLEFF_TILE\((\w+), (\d+), (\d+), (\d+)\)$", text, re.MULTILINE)
-    return [Tile(element, *map(int, sizes)) for element, *sizes in found]
+def listed_instantiations(op: str) -> list[tuple]:
+    """(element, sizes...) of each VLEFF_TILE(...) in the op's list, csrc/kernels/cuda/OP_tiles.inc, if it has one"""
+    file = KERNELS / f"{op}_tiles.inc"
+    text = file.read_text() if file.exists() else ""
+    found = re.findall(r"^VLEFF_TILE\((\w+)((?:, \d+)*)\)$", text, re.MULTILINE)
+    return [(element, *map(int, sizes.split(", ")[1:])) for element, sizes in found]
+
+
+def listed_tiles(op: str = "token_gather_attention") -> list[Tile]:
+    return [Tile(*sizes) for sizes in listed_instantiations(op)]
 
 
 def toolkit() -> Path:

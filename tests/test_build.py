@@ -11,6 +11,8 @@ import pytest
 import vleff
 from vleff import _library
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 WIDE_REGISTER = {"baseline": r"%[yz]mm", "avx2": r"%zmm", "avx512": r"vdpbf16ps"}
 

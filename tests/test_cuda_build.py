@@ -3,56 +3,84 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from cuda_kernels import KERNELS, MOST_SHARED_BYTES, Tile, listed_tiles, toolkit
+from cuda_emulation.building import is_full_run
+from cuda_kernels import (
+    ELEMENT_BYTES,
+    KERNELS,
+    MOST_SHARED_BYTES,
+    OPS,
+    listed_instantiations,
+    listed_tiles,
+    toolkit,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vleff.ops
 
+pytestmark = pytest.mark.long
+
 MOST_INSTANTIATIONS = 12
-ELEMENT_BYTES = {"float": 4, "__nv_bfloat16": 2, "__half": 2}
 MULTIPLICATIONS = {
     "float": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
     "__nv_bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     "__half": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
 }
-MANGLED_TYPES = {"f": "float", "13__nv_bfloat16": "__nv_bfloat16", "6__half": "__half"}
 
 
-def compiled_kernel(mangled_name: str) -> tuple[str, Tile]:
-    """("forward", Tile("float", 32, 64, 64)) of the compiler's name of that kernel."""
-    pattern = r"token_gather_attention_(forward|importance)INS0_4TileI(\w+?)Li(\d+)ELi(\d+)ELi(\d+)E"
-    found = re.search(pattern, mangled_name)
-    assert found, f"an unexpected kernel: {mangled_name}"
-    kernel, element, *sizes = found.groups()
-    return kernel, Tile(MANGLED_TYPES[element], *map(int, sizes))
+class Kernel(NamedTuple):
+    """Of "project<Tile<float, 64>, true>": "project", ("float", 64), ", true". Without a tile the last is "float"."""
+
+    name: str
+    tile: tuple | None
+    others: str
+
+
+def kernel_of(mangled_name: str) -> Kernel:
+    """What the compiler's name of a kernel means."""
+    command = ["c++filt", mangled_name]
+    name = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"vleff::cuda::(\w+)(?:<(?:vleff::cuda::\w*Tile<(\w+)((?:, \d+)*)>)?([^()]*)>)?\(", name)
+    assert found, f"an unexpected kernel: {name}"
+    kernel, element, sizes, others = found.groups()
+    tile = (element, *map(int, sizes.split(", ")[1:])) if element else None
+    return Kernel(kernel, tile, (others or "").strip())
 
 
 class Compiled(NamedTuple):
-    ptx: dict[tuple[str, Tile], str]
-    ptxas_report: dict[tuple[str, Tile], str]
+    op: str
+    ptx: dict[Kernel, str]
+    ptxas_report: dict[Kernel, str]
 
 
-@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
-def compiled(request, tmp_path_factory) -> Compiled:
-    folder = tmp_path_factory.mktemp(request.param)
-    source = KERNELS / "token_gather_attention_kernel.cu"
-    options = ["-std=c++17", "-O3", f"-arch={request.param}", "-Xptxas=-v", "--keep", f"--keep-dir={folder}"]
+def compile_kernels(folder: Path, op: str, architecture: str) -> Compiled:
+    source = KERNELS / f"{op}_kernel.cu"
+    options = ["-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas=-v", "--keep", f"--keep-dir={folder}"]
     command = [toolkit() / "bin" / "nvcc", *options, "-cubin", source, "-o", folder / "kernel.cubin"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     _, *functions = re.split(r"\.entry (?=\w)", (folder / f"{source.stem}.ptx").read_text())
-    ptx = {compiled_kernel(re.match(r"\w+", text)[0]): text for text in functions}
     _, *reports = re.split(r"Compiling entry function '(?=\w)", run.stdout + run.stderr)
-    return Compiled(ptx, {compiled_kernel(re.match(r"\w+", text)[0]): text for text in reports})
+    ptx, report = ({kernel_of(re.match(r"\w+", text)[0]): text for text in texts} for texts in (functions, reports))
+    return Compiled(op, ptx, report)
 
 
-def test_the_list_of_tiles_is_short_and_fits_shared_memory():
+@pytest.fixture(scope="module", params=["sm_80", "sm_90"] if is_full_run() else ["sm_80"])
+def architecture(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=OPS)
+def compiled(request, architecture, tmp_path_factory) -> Compiled:
+    return compile_kernels(tmp_path_factory.mktemp(f"{request.param}-{architecture}"), request.param, architecture)
+
+
+def test_the_list_of_attention_tiles_fits_shared_memory():
     tiles = listed_tiles()
-    assert 0 < len(tiles) <= MOST_INSTANTIATIONS
     for element in ELEMENT_BYTES:
         assert [tile.width for tile in tiles if tile.element == element] == [32, 64, 128, 256]
     for tile in tiles:
@@ -62,9 +90,14 @@ def test_the_list_of_tiles_is_short_and_fits_shared_memory():
 
 
 def test_every_listed_tile_is_compiled_and_no_other(compiled):
-    listed = {(kernel, tile) for kernel in ("forward", "importance") for tile in listed_tiles()}
-    assert compiled.ptx.keys() == listed
-    assert compiled.ptxas_report.keys() == listed
+    listed = listed_instantiations(compiled.op)
+    assert len(listed) <= MOST_INSTANTIATIONS
+    assert compiled.ptx.keys() == compiled.ptxas_report.keys()
+    variants = {kernel._replace(tile=None) for kernel in compiled.ptx if kernel.tile}
+    assert bool(variants) == bool(listed)
+    for variant in variants:
+        tiles = [kernel.tile for kernel in compiled.ptx if kernel.tile and kernel._replace(tile=None) == variant]
+        assert sorted(tiles) == sorted(listed), variant
 
 
 def test_registers_do_not_spill(compiled):
@@ -73,15 +106,15 @@ def test_registers_do_not_spill(compiled):
 
 
 def test_kernels_use_tensor_cores_and_asynchronous_copies(compiled):
-    for (kernel, tile), ptx in compiled.ptx.items():
-        for instruction in (
-            MULTIPLICATIONS[tile.element],
-            "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
-            "cp.async.cg.shared.global",
-        ):
-            assert instruction in ptx, (kernel, tile, instruction)
-        if kernel == "forward":
-            assert re.search(r"st\.global\.v4\.\w+", ptx), (tile, "128-bit stores")
+    for kernel, ptx in compiled.ptx.items():
+        if not kernel.tile:
+            continue
+        element = kernel.tile[0]
+        for instruction in (MULTIPLICATIONS[element], "cp.async.cg.shared.global"):
+            assert instruction in ptx, (kernel, instruction)
+        assert element == "float" or "ldmatrix.sync.aligned.m8n8.x4" in ptx, kernel
+        if kernel.name == "token_gather_attention_forward":
+            assert re.search(r"st\.global\.v4\.\w+", ptx), (kernel, "128-bit stores")
 
 
 def test_kernels_add_in_a_fixed_order(compiled):
@@ -97,7 +130,28 @@ def cuda_build() -> str:
     return version
 
 
-@pytest.mark.parametrize("op", ["token_gather_attention", "token_gather_attention_backward"])
+CUDA_OPS = [
+    "token_gather_attention",
+    "token_gather_attention_backward",
+    "head_masked_project",
+    "head_masked_reduce",
+    "head_masked_grad_weight",
+    "sum_rows",
+    "trim_tokens",
+    "trim_heads",
+    "attention_distillation",
+    "attention_distillation_backward",
+    "masked_linear",
+    "masked_linear_grad_values",
+    "vocabulary_log_probs",
+    "vocabulary_log_probs_backward",
+    "copy_attention",
+    "copy_attention_backward",
+    "copy_attention_rows",
+]
+
+
+@pytest.mark.parametrize("op", CUDA_OPS)
 def test_ops_are_registered_for_cuda(cuda_build, op):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"vleff::{op}", "CUDA")
 
@@ -116,3 +170,14 @@ def test_shapes_on_cuda_are_inferred_without_a_device(importance):
     assert (lse.shape, lse.dtype) == ((20, 3), torch.float32)
     assert sums.shape == ((25, 3) if importance else (0,))
     assert {tensor.device.type for tensor in (out, lse, sums)} == {"cuda"}
+
+
+def test_survivors_have_room_for_all_tokens_on_cuda():
+    """How many stay is known on the device alone."""
+    with FakeTensorMode():
+        values = torch.empty(20, 8, device="cuda")
+        parts = torch.empty(3, dtype=torch.int32, device="cuda")
+        weights = [torch.empty(shape, device="cuda") for shape in ((4, 8), (4, 8), (4, 8), (4,), (1, 4), (1,))]
+        survivors, kept_parts, pooled, logits = vleff.ops.trim_tokens(values, parts, *weights)
+    assert (survivors.shape, kept_parts.shape, pooled.shape, logits.shape) == ((20,), (3,), (2, 8), (20,))
+    assert {tensor.device.type for tensor in (survivors, kept_parts, pooled, logits)} == {"cuda"}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 SECONDS = os.environ.get("VLEFF_FUZZ_SECONDS", "20")
 FIRST_SEED = os.environ.get("VLEFF_FUZZ_SEED", "1")

@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vleff import cli_dide, cli_lottery, cli_unanswerable
-from vleff.terminal import console, failure, say
+from vleff import cli_dide, cli_lottery, cli_smarttrim, cli_unanswerable
+from vleff.terminal import console, failure, failures, say
 
 app = typer.Typer(
     help="Transformer encoders made faster by kernels that do only the work that matters for each input.",
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_lottery.app, name="lottery")
+app.add_typer(cli_smarttrim.app, name="smarttrim")
 app.add_typer(cli_dide.app, name="dide")
 app.add_typer(cli_unanswerable.app, name="unanswerable")
 
@@ -35,6 +36,7 @@ THREADS_HELP = "CPU threads of every engine; torch's default if left out."
 DATA_HELP = "SQuAD file (.json, .json.gz) to take paragraphs from, or questions for vision-language models."
 PHOTOS_HELP = "Folder of images, for models that read them."
 IMAGES_HELP = "mixed or square: sizes of ViLT's images; mixed if left out."
+EXPLAINED_HELP = "Questions about images for a model with trimmers, as of `vleff smarttrim evaluate`; 32 are asked."
 OUTPUT_HELP = "Folder for the JSON file and the figure."
 TABLE_HELP = "File to write; the one that vleff reads ($VLEFF_CHOICES or ~/.config/vleff/choices.json) if left out."
 
@@ -84,6 +86,18 @@ def bench(
 
 
 @app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="The folder to write pictures and a page to.")] = Path("vleff-demo"),
+    count: Annotated[int | None, typer.Option(help="How many questions; all that are there if left out.")] = None,
+) -> None:
+    """Accuracy, speed and pictures of a small trained model with SmartTrim, offline, in less than two minutes."""
+    with failures("nothing was written."):
+        from vleff.demo.run import run as run_demo
+
+        run_demo(output, count)
+
+
+@app.command()
 def doctor() -> None:
     """Report what vleff found on this machine, what is missing, and how to get it."""
     from vleff.doctor import collect
@@ -99,13 +113,26 @@ def doctor() -> None:
 
 
 @app.command()
-def explain(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
-    """Accelerate a model and say which parts run on which kernels, and why others do not."""
+def explain(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    data: Annotated[str | None, typer.Option(help=EXPLAINED_HELP)] = None,
+) -> None:
+    """Accelerate a model and say which parts run on which kernels, and why others do not; of one with trimmers, what
+    they keep and gain."""
     import vleff
     from vleff.bench.models import load_model
     from vleff.bench.report import print_explanation
 
+    if (Path(model) / "smarttrim.json").exists():
+        with failures():
+            from vleff.smarttrim.recipes import load_and_run
+
+            trimmed = load_and_run(model, data)
+            print_explanation(f"{model}: a model with trimmers", vleff.explain(trimmed), console)
+        return
     try:
+        if data is not None:
+            raise ValueError(f"data: {model} holds no trimmed model; leave it out")
         loaded = load_model(model)
     except (ValueError, ImportError) as error:
         raise failure(error) from error

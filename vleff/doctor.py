@@ -16,7 +16,7 @@ from vleff.models.registry import CHECKED_VERSIONS
 
 TORCH_CHECKED = ("2.13",)
 OPTIONAL_PARTS = {
-    "matplotlib": ("the figure of `vleff bench`", "pip install 'vleff[bench]'"),
+    "matplotlib": ("figures of `vleff bench`, `demo` and `smarttrim show`", "pip install 'vleff[bench]'"),
     "pillow": ("photos, as `vleff bench --model vit-base` reads them", "pip install 'vleff[bench]'"),
     "openvino": ("`vleff bench --against openvino`", "pip install 'vleff[engines]'"),
     "onnxruntime": ("`vleff bench --against onnxruntime`", "pip install 'vleff[engines]'"),

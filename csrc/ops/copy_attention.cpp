@@ -2,12 +2,11 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <array>
 #include <tuple>
 #include <vector>
 
 #include "../kernels/cpu/isa.h"
-#include "checks.h"
+#include "copy_attention_checks.h"
 #include "parallel.h"
 #include "target_words.h"
 
@@ -15,23 +14,6 @@ VLEFF_DISPATCH(CopyAttentionKernels, copy_attention_kernels)
 
 namespace vleff {
 namespace {
-
-constexpr int64_t any_word = INT32_MAX;
-
-// One memory and the names of its arguments.
-struct Memory {
-  std::array<const char*, 4> names;  // keys, ids, offsets, longest
-  const Tensor &keys, &ids, &offsets;
-  int64_t longest;
-};
-
-Memory question_memory(const Tensor& keys, const Tensor& ids, const Tensor& offsets, int64_t longest) {
-  return {{"question_keys", "question_ids", "question_offsets", "max_question"}, keys, ids, offsets, longest};
-}
-Memory paragraph_memory(const Tensor& keys, const Tensor& ids, const Tensor& offsets, int64_t longest) {
-  return {
-      {"paragraph_keys", "paragraph_ids", "paragraph_offsets", "max_paragraph"}, keys, ids, offsets, longest};
-}
 
 // Checked; holds the tensors that `problem` points into.
 struct Inputs {
@@ -45,18 +27,10 @@ struct Inputs {
   }
 };
 
-void check_offsets_shape(const char* op, const char* argument, const Tensor& offsets, int64_t count) {
-  check_tensor(op, argument, offsets, {ScalarType::Int}, {count}, "[batch + 1]");
-  if (offsets.numel() == 0) reject(op, argument, "at least one offset", describe(offsets));
-}
-
 CopySource checked_source(const char* op, const Memory& memory, ScalarType type, int64_t width, int64_t batch,
                           int64_t extended_size, Inputs& inputs) {
-  check_tensor(op, memory.names[0], memory.keys, {type}, {any_size, width}, "[total, width]");
+  check_memory(op, memory, type, width, batch, DeviceType::CPU);
   const int64_t total = memory.keys.size(0);
-  if (total > INT32_MAX) reject(op, memory.names[0], "at most 2^31 - 1 rows", describe(memory.keys));
-  check_tensor(op, memory.names[1], memory.ids, {ScalarType::Int}, {total}, "[total]");
-  check_offsets_shape(op, memory.names[2], memory.offsets, batch + 1);
   CopySource source;
   source.keys = inputs.hold(memory.keys).const_data_ptr();
   source.ids = inputs.hold(memory.ids).const_data_ptr<int32_t>();
@@ -71,16 +45,9 @@ CopySource checked_source(const char* op, const Memory& memory, ScalarType type,
 Inputs checked_inputs(const char* op, const Tensor& queries, const Tensor& query_offsets, int64_t max_queries,
                       const Memory& question, const Memory& paragraph, const Tensor& gate_logits,
                       int64_t extended_size, double scale) {
-  check_tensor(op, "queries", queries, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half},
-               {any_size, any_size}, "[targets, width]");
+  check_queries(op, queries, query_offsets, gate_logits, scale, DeviceType::CPU);
   const ScalarType type = queries.scalar_type();
   const int64_t rows = queries.size(0), width = queries.size(1);
-  if (width < 1) reject(op, "queries", "at least one column", describe(queries));
-  if (rows > INT32_MAX) reject(op, "queries", "at most 2^31 - 1 rows", describe(queries));
-  check_offsets_shape(op, "query_offsets", query_offsets, any_size);
-  check_tensor(op, "gate_logits", gate_logits, {type}, {rows, 1 + copy_sources}, "[targets, 3]");
-  check_scale(op, "scale", scale);
-
   Inputs inputs;
   inputs.rows = rows;
   CopyProblem& problem = inputs.problem;
@@ -100,7 +67,7 @@ Inputs checked_inputs(const char* op, const Tensor& queries, const Tensor& query
 
 CopyTargets checked_targets(const char* op, const Tensor& generate_log_probs, const Tensor& targets,
                             Inputs& inputs) {
-  check_tensor(op, "generate_log_probs", generate_log_probs, {ScalarType::Float}, {inputs.rows}, "[targets]");
+  check_per_target(op, "generate_log_probs", generate_log_probs, inputs.rows, DeviceType::CPU);
   return {inputs.hold(generate_log_probs).const_data_ptr<float>(),
           inputs.hold(checked_target_words(op, targets, inputs.rows, any_word)).const_data_ptr<int32_t>()};
 }
@@ -149,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
                      gate_logits, any_word, scale);
   const CopyTargets words = checked_targets(op, generate_log_probs, targets, inputs);
   const auto per_target = [&](const char* argument, const Tensor& tensor) {
-    check_tensor(op, argument, tensor, {ScalarType::Float}, {inputs.rows}, "[targets]");
+    check_per_target(op, argument, tensor, inputs.rows, DeviceType::CPU);
     return inputs.hold(tensor).const_data_ptr<float>();
   };
   CopyGradient gradient{};
@@ -158,8 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   if (grad_coverage_loss) {
     gradient.grad_coverage_loss = per_target("grad_coverage_loss", *grad_coverage_loss);
   }
-  check_tensor(op, "statistics", statistics, {ScalarType::Float}, {inputs.rows, copy_sources, 4},
-               "[targets, memories, 4]");
+  check_copy_statistics(op, statistics, inputs.rows, DeviceType::CPU);
   gradient.statistics =
       reinterpret_cast<const CopyStatistics*>(inputs.hold(statistics).const_data_ptr<float>());
 
@@ -194,14 +160,8 @@ Tensor rows(Tensor queries, Tensor query_offsets, int64_t max_queries, Tensor qu
                      question_memory(question_keys, question_ids, question_offsets, max_question),
                      paragraph_memory(paragraph_keys, paragraph_ids, paragraph_offsets, max_paragraph),
                      gate_logits, extended_size, scale);
-  check_tensor(op, "vocabulary_logits", vocabulary_logits, {queries.scalar_type()}, {inputs.rows, any_size},
-               "[rows, words]");
+  check_vocabulary(op, queries, vocabulary_logits, extended_size, DeviceType::CPU);
   const int64_t words = vocabulary_logits.size(1);
-  if (words < 1) reject(op, "vocabulary_logits", "at least one word", describe(vocabulary_logits));
-  if (extended_size < words || extended_size > INT32_MAX) {
-    reject(op, "extended_size", text("from ", words, ", the words of vocabulary_logits, to 2^31 - 1"),
-           text(extended_size));
-  }
   Tensor log_probs = floats({inputs.rows, extended_size});
   const CopyRows all{words, extended_size, inputs.hold(vocabulary_logits).const_data_ptr(),
                      log_probs.mutable_data_ptr<float>()};

@@ -15,12 +15,12 @@ VLEFF_DISPATCH(HeadMaskedLinearKernels, head_masked_linear_kernels)
 namespace vleff {
 
 inline void check_element_type(const char* op, const char* argument, const Tensor& tensor,
-                               const char* shape_text) {
+                               const char* shape_text, const Device& device = DeviceType::CPU) {
   check_tensor(op, argument, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half},
-               {any_size, any_size}, shape_text);
+               {any_size, any_size}, shape_text, device);
 }
 
-// Which heads the tokens keep; holds the tensors that `mask` points into.
+// Which heads the tokens keep; holds the tensors that `mask` points into. Values are checked on the CPU only.
 struct CheckedMask {
   Tensor offsets;
   OptionalTensor head_mask;
@@ -28,18 +28,21 @@ struct CheckedMask {
 
   // `heads` where there is no mask to tell it
   CheckedMask(const char* op, const Tensor& offsets_, const OptionalTensor& head_mask_, int64_t tokens,
-              int64_t heads)
+              int64_t heads, const Device& device = DeviceType::CPU)
       : offsets(offsets_), head_mask(head_mask_) {
-    check_tensor(op, "offsets", offsets, {ScalarType::Int}, {any_size}, "[batch + 1]");
+    check_tensor(op, "offsets", offsets, {ScalarType::Int}, {any_size}, "[batch + 1]", device);
     if (offsets.numel() == 0) reject(op, "offsets", "at least one offset", describe(offsets));
     offsets = as_contiguous(offsets);
     mask.batch = offsets.numel() - 1;
     mask.heads = heads;
     mask.offsets = offsets.const_data_ptr<int32_t>();
     mask.kept = nullptr;
-    check_offsets(op, "offsets", mask.offsets, mask.batch, tokens, "offsets", INT64_MAX);
+    if (device.is_cpu()) {
+      check_offsets(op, "offsets", mask.offsets, mask.batch, tokens, "offsets", INT64_MAX);
+    }
     if (!head_mask) return;
-    check_tensor(op, "head_mask", *head_mask, {ScalarType::Bool}, {mask.batch, heads}, "[batch, heads]");
+    check_tensor(op, "head_mask", *head_mask, {ScalarType::Bool}, {mask.batch, heads}, "[batch, heads]",
+                 device);
     head_mask = as_contiguous(*head_mask);
     mask.kept = static_cast<const uint8_t*>(head_mask->const_data_ptr());
   }
@@ -48,9 +51,10 @@ struct CheckedMask {
 // Heads of `features` features: what the mask has, or what is asked for, or any number that suits the
 // kernels.
 inline int64_t heads_of(const char* op, const OptionalTensor& head_mask, std::optional<int64_t> heads,
-                        int64_t features) {
+                        int64_t features, const Device& device = DeviceType::CPU) {
   if (head_mask) {
-    check_tensor(op, "head_mask", *head_mask, {ScalarType::Bool}, {any_size, any_size}, "[batch, heads]");
+    check_tensor(op, "head_mask", *head_mask, {ScalarType::Bool}, {any_size, any_size}, "[batch, heads]",
+                 device);
     if (heads && *heads != head_mask->size(1)) {
       reject(op, "heads", text(head_mask->size(1), ", as in 'head_mask'"), text(*heads));
     }
@@ -146,22 +150,22 @@ inline void check_packed(const char* op, const HeadMaskedWeight& expected, const
          "another packed weight");
 }
 
-// What a call's weight is, after a check that it is plain or packed and fits. `features` or `width` is known
-// from the input; the weight tells the other.
+// What a call's weight is, after a check that it is plain or, on the CPU, packed and fits. `features` or
+// `width` is known from the input; the weight tells the other.
 inline HeadMaskedWeight checked_weight(const char* op, HeadMaskedDirection direction, const Tensor& input,
                                        const Tensor& weight, const OptionalTensor& head_mask, int64_t parts,
-                                       std::optional<int64_t> heads) {
+                                       std::optional<int64_t> heads, const Device& device = DeviceType::CPU) {
   const bool project = direction == HeadMaskedDirection::project;
   const char* shape = project ? "[parts * heads * head_dim, d_in]" : "[d_out, heads * head_dim]";
-  const bool packed = weight.dim() == 2 && is_packed(weight);
+  const bool packed = device.is_cpu() && weight.dim() == 2 && is_packed(weight);
   if (!packed) {
-    check_tensor(op, "weight", weight, {input.scalar_type()}, {any_size, input.size(1)}, shape);
+    check_tensor(op, "weight", weight, {input.scalar_type()}, {any_size, input.size(1)}, shape, device);
   }
   if (parts < 1) reject(op, "parts", "at least 1", text(parts));
   const int64_t count = project ? weight.size(0) : input.size(1);
   const int64_t width = project ? input.size(1) : weight.size(0);
   if (packed && !head_mask && !heads) heads = heads_of_packed(weight);
-  const int64_t head_count = heads_of(op, head_mask, heads, count / parts);
+  const int64_t head_count = heads_of(op, head_mask, heads, count / parts, device);
   const HeadMaskedWeight kind{direction, data_type(input),
                               head_features(op, "weight", weight, count, parts, head_count, width)};
   if (packed) check_packed(op, kind, weight);

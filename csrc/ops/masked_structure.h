@@ -19,19 +19,19 @@ inline Activation parse_activation(const char* op, const std::string& name) {
   reject(op, "activation", "none, relu, gelu, gelu_tanh, silu or quick_gelu", "'" + name + "'");
 }
 
-inline void check_dtype_of_input(const char* op, const Tensor& input) {
+inline void check_dtype_of_input(const char* op, const Tensor& input,
+                                 const Device& device = DeviceType::CPU) {
   const ScalarType type = input.scalar_type();
-  if (!input.is_cpu() || input.dim() < 1 ||
+  if (!is_on(input, device) || input.dim() < 1 ||
       (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half)) {
-    reject(op, "input", "float32, bfloat16 or float16 [..., columns] on the CPU", describe(input));
+    reject(op, "input", "float32, bfloat16 or float16 [..., columns] on " + name_of(device), describe(input));
   }
 }
 
-// The structure of a weight with `columns` columns. The kernels stay within their memory whatever `order` and
-// `block_columns` hold; what they read depends on `starts`, which are checked.
-inline MaskedStructure checked_structure(const char* op, int64_t rows, int64_t columns, const Tensor& starts,
-                                         const Tensor& order, const Tensor& block_columns, int64_t row_chunk,
-                                         int64_t column_block) {
+// The structure of a weight with `columns` columns, whose values are not checked.
+inline MaskedStructure shaped_structure(const char* op, int64_t rows, int64_t columns, const Tensor& starts,
+                                        const Tensor& order, const Tensor& block_columns, int64_t row_chunk,
+                                        int64_t column_block, const Device& device) {
   const auto check_size = [&](const char* argument, int64_t value, int64_t largest) {
     if (value < 1 || value > largest) reject(op, argument, text("1 to ", largest), text(value));
   };
@@ -40,23 +40,34 @@ inline MaskedStructure checked_structure(const char* op, int64_t rows, int64_t c
   if (rows < 1) reject(op, "rows", "at least 1", text(rows));
   if (columns < 1) reject(op, "input", "at least one column", text(columns));
   const int64_t blocks = (columns + column_block - 1) / column_block, elements = block_columns.numel();
-  check_tensor(op, "starts", starts, {ScalarType::Int}, {rows * blocks + 1}, "[rows * blocks + 1]");
-  check_tensor(op, "order", order, {ScalarType::Byte}, {rows * blocks}, "[rows * blocks]");
-  check_tensor(op, "block_columns", block_columns, {ScalarType::Byte}, {any_size}, "[elements]");
+  check_tensor(op, "starts", starts, {ScalarType::Int}, {rows * blocks + 1}, "[rows * blocks + 1]", device);
+  check_tensor(op, "order", order, {ScalarType::Byte}, {rows * blocks}, "[rows * blocks]", device);
+  check_tensor(op, "block_columns", block_columns, {ScalarType::Byte}, {any_size}, "[elements]", device);
+  if (elements > INT32_MAX) reject(op, "block_columns", "at most 2^31 - 1 elements", text(elements));
   check_contiguous(op, "starts", starts);
   check_contiguous(op, "order", order);
   check_contiguous(op, "block_columns", block_columns);
-  const int32_t* start = static_cast<const int32_t*>(starts.const_data_ptr());
-  if (!active_masked_linear_kernels().ascend(start, rows * blocks + 1, elements)) {
-    reject(op, "starts", text("numbers that never descend from 0 to ", elements, ", the elements"), "others");
-  }
   return {rows,
           columns,
           row_chunk,
           column_block,
-          start,
+          static_cast<const int32_t*>(starts.const_data_ptr()),
           static_cast<const uint8_t*>(order.const_data_ptr()),
           static_cast<const uint8_t*>(block_columns.const_data_ptr())};
+}
+
+// On the CPU. The kernels stay within their memory whatever `order` and `block_columns` hold; what they read
+// depends on `starts`, which are checked.
+inline MaskedStructure checked_structure(const char* op, int64_t rows, int64_t columns, const Tensor& starts,
+                                         const Tensor& order, const Tensor& block_columns, int64_t row_chunk,
+                                         int64_t column_block) {
+  const MaskedStructure structure = shaped_structure(op, rows, columns, starts, order, block_columns,
+                                                     row_chunk, column_block, DeviceType::CPU);
+  const int64_t elements = block_columns.numel();
+  if (!active_masked_linear_kernels().ascend(structure.starts, starts.numel(), elements)) {
+    reject(op, "starts", text("numbers that never descend from 0 to ", elements, ", the elements"), "others");
+  }
+  return structure;
 }
 
 // The first size(s) of `like` with `width` as the last one
@@ -68,13 +79,15 @@ inline std::vector<int64_t> shape_like(const Tensor& like, int64_t width) {
 
 inline void check_like(const char* op, const char* argument, const Tensor& tensor,
                        const std::vector<int64_t>& shape, const Tensor& input) {
-  bool fits = tensor.scalar_type() == input.scalar_type() && tensor.is_cpu() &&
+  const Device device = input.device();
+  bool fits = tensor.scalar_type() == input.scalar_type() && is_on(tensor, device) &&
               tensor.dim() == static_cast<int64_t>(shape.size());
   for (size_t d = 0; fits && d < shape.size(); ++d) fits = tensor.size(d) == shape[d];
   if (fits) return;
   std::string sizes;
   for (size_t d = 0; d < shape.size(); ++d) sizes += text(d ? ", " : "", shape[d]);
-  reject(op, argument, name_of(input.scalar_type()) + " [" + sizes + "] on the CPU", describe(tensor));
+  reject(op, argument, name_of(input.scalar_type()) + " [" + sizes + "] on " + name_of(device),
+         describe(tensor));
 }
 
 inline MaskedSteps checked_steps(const char* op, const OptionalTensor& values,

@@ -6,6 +6,7 @@
 #include "../kernels/cpu/isa.h"
 #include "checked_index.h"
 #include "parallel.h"
+#include "sum_rows.h"
 #include "token_gather_attention_checks.h"
 
 VLEFF_DISPATCH(TokenGatherAttentionKernels, token_gather_attention_kernels)
@@ -106,23 +107,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor 
   return {out, lse, importance};
 }
 
-// From a gradient per row of the batch to one per stored row. Rows named several times are summed in the
-// order of the batch in float32; threads divide the columns, so that their number changes no bit.
+// From a gradient per row of the batch to one per stored row. Rows named several times are summed.
 Tensor scattered(const Tensor& gradient, const Rows& rows, ScalarType type) {
-  if (!rows.index) return gradient.scalar_type() == type ? gradient : torch::stable::to(gradient, type);
-  const int64_t heads = gradient.size(1), head_dim = gradient.size(2), width = heads * head_dim;
-  Tensor sums = torch::stable::new_zeros(gradient, {rows.stored, heads, head_dim});
-  const float* source = gradient.const_data_ptr<float>();
-  const int32_t* index = rows.index_data();
-  float* target = sums.mutable_data_ptr<float>();
-  torch::stable::parallel_for(0, width, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t row = 0; row < rows.total; ++row) {
-      const float* from = source + row * width;
-      float* to = target + index[row] * width;
-      for (int64_t column = begin; column < end; ++column) to[column] += from[column];
-    }
-  });
-  return type == ScalarType::Float ? sums : torch::stable::to(sums, type);
+  if (rows.index) return sum_rows(gradient, rows.index_data(), rows.stored, type);
+  return gradient.scalar_type() == type ? gradient : torch::stable::to(gradient, type);
 }
 
 // [heads, total_k] -> [total_k]

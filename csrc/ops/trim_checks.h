@@ -5,10 +5,11 @@
 
 namespace vleff {
 
-// A parameter of a trimmer: of the type `type`, on the CPU, contiguous.
+// A parameter of a trimmer: of the type `type`, on the device, contiguous.
 inline Tensor checked_parameter(const char* op, const char* argument, const Tensor& tensor, ScalarType type,
-                                std::initializer_list<int64_t> shape, const char* shape_text) {
-  check_tensor(op, argument, tensor, {type}, shape, shape_text);
+                                std::initializer_list<int64_t> shape, const char* shape_text,
+                                const Device& device = DeviceType::CPU) {
+  check_tensor(op, argument, tensor, {type}, shape, shape_text, device);
   return as_contiguous(tensor);
 }
 

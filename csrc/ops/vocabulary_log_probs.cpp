@@ -5,9 +5,9 @@
 #include <tuple>
 
 #include "../kernels/cpu/isa.h"
-#include "checks.h"
 #include "parallel.h"
 #include "target_words.h"
+#include "vocabulary_checks.h"
 
 VLEFF_DISPATCH(VocabularyLogProbsKernels, vocabulary_log_probs_kernels)
 
@@ -24,17 +24,8 @@ struct Inputs {
 
 Inputs checked_inputs(const char* op, const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
                       const Tensor& targets) {
-  check_tensor(op, "hidden", hidden, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half},
-               {any_size, any_size}, "[rows, width]");
-  const ScalarType type = hidden.scalar_type();
-  const int64_t rows = hidden.size(0), width = hidden.size(1);
-  if (width < 1) reject(op, "hidden", "at least one column", describe(hidden));
-  check_tensor(op, "weight", weight, {type}, {any_size, width}, "[words, width]");
-  const int64_t words = weight.size(0);
-  if (words < 1 || words > INT32_MAX) {
-    reject(op, "weight", "from 1 to 2^31 - 1 words", describe(weight));
-  }
-  if (bias) check_tensor(op, "bias", *bias, {type}, {words}, "[words]");
+  check_vocabulary_operands(op, hidden, weight, bias, DeviceType::CPU);
+  const int64_t rows = hidden.size(0), width = hidden.size(1), words = weight.size(0);
   Inputs inputs{{},
                 as_contiguous(hidden),
                 as_contiguous(weight),
@@ -71,8 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_log_probs, Tensor hidden
   const char* op = "vocabulary_log_probs_backward";
   const Inputs inputs = checked_inputs(op, hidden, weight, bias, targets);
   const VocabularyProblem& problem = inputs.problem;
-  check_tensor(op, "grad_log_probs", grad_log_probs, {ScalarType::Float}, {problem.rows}, "[rows]");
-  check_tensor(op, "statistics", statistics, {ScalarType::Float}, {problem.rows, 2}, "[rows, 2]");
+  check_vocabulary_gradient(op, hidden, grad_log_probs, statistics, DeviceType::CPU);
   grad_log_probs = as_contiguous(grad_log_probs);
   statistics = as_contiguous(statistics);
   const ScalarType type = hidden.scalar_type();

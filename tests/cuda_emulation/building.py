@@ -1,7 +1,10 @@
 """Compiles kernels by nvcc and joins them with the emulator into a library that runs them on the CPU."""
 
 import hashlib
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +36,15 @@ def digest(*parts: str | bytes) -> str:
     return hashlib.sha256(joined).hexdigest()[:16]
 
 
-def contents(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
+def with_includes(source: Path) -> list[Path]:
+    """The source and all files that it includes by relative paths, directly or not."""
+    found = [source.resolve()]
+    for file in found:
+        for name in re.findall(r'^#include "([^"]+)"', file.read_text(), re.MULTILINE):
+            included = (file.parent / name).resolve()
+            if included not in found:
+                found.append(included)
+    return found
 
 
 def processor() -> str:
@@ -66,15 +76,15 @@ def build_emulator() -> list[Path]:
         return list(pool.map(compile_source, largest_first))
 
 
-def build_kernels(source: Path, architecture: str = "compute_80", includes: Path = CSRC) -> EmulatedLibrary:
+def build_kernels(source: Path, architecture: str = "compute_80") -> EmulatedLibrary:
     """A library with the source's functions, whose kernels the emulator runs from their PTX.
 
-    Kept by the contents of the source and of the folder that it includes from.
+    Kept by the contents of the source and of what it includes.
     """
     objects = build_emulator()
     nvcc = toolkit() / "bin" / "nvcc"
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    key = digest(version, architecture, *map(str, objects), source.read_bytes(), *contents(includes))
+    key = digest(version, architecture, *map(str, objects), *(file.read_bytes() for file in with_includes(source)))
     folder = BUILDS / f"{source.stem}-{architecture}-{key}"
     result = EmulatedLibrary(folder / "lib.so", folder / f"{source.stem}.ptx")
     if not result.library.exists():
@@ -88,6 +98,31 @@ def build_kernels(source: Path, architecture: str = "compute_80", includes: Path
             intermediate.unlink()
         part.replace(result.library)
     return result
+
+
+class Change(NamedTuple):
+    """In `file` the text `old`, which stands there once, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+def build_changed(source: str, replaced: dict[str, str], change: Change | None) -> EmulatedLibrary:
+    """The kernels of `source`, with other contents of some files of their folder and, unless None, one change."""
+    name = "none" if change is None else digest(*change)
+    folder = BUILDS / "changed" / f"{Path(source).stem}-{digest(json.dumps(replaced))}-{name}"
+    shutil.copytree(CSRC / "kernels", folder / "kernels", dirs_exist_ok=True)
+    kernels = folder / "kernels" / "cuda"
+    for file, text in replaced.items():
+        (kernels / file).write_text(text)
+    if change is not None:
+        text = (kernels / change.file).read_text()
+        if text.count(change.old) != 1:
+            raise ValueError(f"{change.name}: expected once in {change.file}, found {text.count(change.old)} times")
+        (kernels / change.file).write_text(text.replace(change.old, change.new))
+    return build_kernels(kernels / source)
 
 
 def run_worker(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:

@@ -1,12 +1,10 @@
 """Mistakes put into our kernels one by one; the emulator, the schedules or the results must show each."""
 
-import shutil
-from pathlib import Path
 from typing import NamedTuple
 
-from cuda_kernels import CSRC, Tile
+from cuda_kernels import Tile
 
-from .building import BUILDS, EmulatedLibrary, build_kernels, digest
+from .building import Change, EmulatedLibrary, build_changed
 
 FORWARD, IMPORTANCE = "token_gather_attention.cuh", "token_gather_attention_importance.cuh"
 TILES, DEVICE, ATTENTION_TILES = "ragged_tiles.cuh", "device.cuh", "token_gather_attention_tiles.inc"
@@ -30,16 +28,14 @@ MUTATIONS = [
     Mutation("drop the barrier of importance", IMPORTANCE, BARRIER, ""),
     Mutation("drop the wait", FORWARD, "    wait_for_copies();\n", ""),
     Mutation("shorten the wait", DEVICE, "cp.async.wait_all;", "cp.async.commit_group; cp.async.wait_group 1;"),
-    Mutation("store before the warp has read", FORWARD, "  __syncwarp();\n#pragma unroll", "#pragma unroll"),
-    Mutation(
-        "read before the warp has stored", FORWARD, "  __syncwarp();\n  const int head_dim", "  const int head_dim"
-    ),
+    Mutation("store before the warp has read", TILES, "  __syncwarp();\n#pragma unroll", "#pragma unroll"),
+    Mutation("read before the warp has stored", TILES, "  __syncwarp();\n  const bool aligned", "  const bool aligned"),
     Mutation("unswizzle", TILES, "chunk ^ (row % 8)", "chunk"),
     Mutation("unswizzle float32", TILES, "chunk ^ (row % 8)", "chunk", FLOAT),
     Mutation("load past the last row", TILES, "first + row < sample.count", "first + row <= sample.count"),
     Mutation("load past the last column", TILES, "column < head_dim && side", "side"),
     Mutation("store past the last row", FORWARD, "lane.thread == 0 && row < rows", "lane.thread == 0"),
-    Mutation("store past the last column", FORWARD, "row >= rows || column >= head_dim", "row >= rows"),
+    Mutation("store past the last column", TILES, "row >= rows || column >= result.head_dim", "row >= rows"),
     Mutation("see one key too many", FORWARD, "column >= limit[e / 2]", "column > limit[e / 2]"),
     Mutation(
         "swap the words of a fragment",
@@ -79,18 +75,6 @@ MUTATIONS = [
 
 def build_mutated(mutation: Mutation | None, tile: Tile) -> EmulatedLibrary:
     """The kernels with one tile and, unless None, one mistake."""
-    name = "none" if mutation is None else digest(*map(str, mutation))
-    folder = BUILDS / "mutated" / f"{name}-{tile.element}-{tile.width}"
-    shutil.copytree(CSRC / "kernels", folder / "kernels", dirs_exist_ok=True)
-    kernels = folder / "kernels" / "cuda"
-    (kernels / ATTENTION_TILES).write_text(f"VLEFF_TILE({', '.join(map(str, tile))})\n")
-    if mutation is not None:
-        change(kernels / mutation.file, mutation)
-    return build_kernels(kernels / "token_gather_attention_kernel.cu", includes=folder)
-
-
-def change(file: Path, mutation: Mutation) -> None:
-    text = file.read_text()
-    if text.count(mutation.old) != 1:
-        raise ValueError(f"{mutation.name}: expected once in {file.name}, found {text.count(mutation.old)} times")
-    file.write_text(text.replace(mutation.old, mutation.new))
+    only = {ATTENTION_TILES: f"VLEFF_TILE({', '.join(map(str, tile))})\n"}
+    change = None if mutation is None else Change(*mutation[:4])
+    return build_changed("token_gather_attention_kernel.cu", only, change)

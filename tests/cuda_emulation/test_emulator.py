@@ -9,6 +9,8 @@ import pytest
 
 from .building import EmulatedLibrary, build_kernels, run_worker
 
+pytestmark = pytest.mark.long
+
 NUMBERS = [float(i) for i in range(64)]
 SHARED_BYTES = 256  # of one float a thread
 
@@ -35,8 +37,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def build() -> EmulatedLibrary:
-    kernels = Path(__file__).parent / "kernels"
-    return build_kernels(kernels / "mistakes.cu", includes=kernels)
+    return build_kernels(Path(__file__).parent / "kernels" / "mistakes.cu")
 
 
 def run(build: EmulatedLibrary, name: str, correct: bool, shared_bytes: int = 0) -> CompletedProcess:

@@ -9,6 +9,8 @@ from .attention import EmulationError, emulated_attention
 from .building import EmulatedLibrary, is_full_run
 from .mutations import FLOAT, HALF, MUTATIONS, Mutation, build_mutated
 
+pytestmark = pytest.mark.long
+
 
 def inputs_of(tile: Tile) -> Inputs:
     """Two tiles of queries, three of keys, all cut at their edges, and columns that pad the head."""

@@ -242,7 +242,7 @@ def test_bad_argument_of_the_compiled_backward(argument: str, change: Callable[[
 
 
 @pytest.mark.parametrize(
-    "number, argument", enumerate(["grad_log_probs", "grad_coverage_loss", "log_probs", "statistics"])
+    "number, argument", list(enumerate(["grad_log_probs", "grad_coverage_loss", "log_probs", "statistics"]))
 )
 @pytest.mark.parametrize("wrong", [torch.zeros(8), torch.zeros(9, 2), torch.zeros(9).double()], ids=str)
 def test_bad_gradient(number: int, argument: str, wrong: Tensor) -> None:

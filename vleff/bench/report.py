@@ -151,6 +151,8 @@ def print_explanation(title: str, report: Report, console: Console) -> None:
         for kernel, count in report.linears.items():
             tree.add(escape(f"{count} x {kernel}"))
         console.print(tree)
+    for trimming in report.trimmings:
+        console.print(trimming, markup=False, highlight=False, soft_wrap=True)
     if any(encoder.accelerated for encoder in report.encoders):
         console.print(CALLS_AS_BEFORE, style="dim", highlight=False)
 

@@ -13,11 +13,12 @@ from vleff.lottery.attribution import (
     span_probability,
 )
 from vleff.lottery.config import LotteryConfig
-from vleff.lottery.frozen_remainder import FrozenRemainderLinear
 from vleff.lottery.matrices import attention_matrices, prunable_linears
 from vleff.lottery.pruning import GradualPruner, PruningCallback
 from vleff.lottery.ranking import combined_scores, select_masks
-from vleff.lottery.subnetwork import extract, from_pretrained, masked_layers, save_pretrained, to_dense
+from vleff.lottery.subnetwork import extract, from_pretrained, save_pretrained, to_dense
+from vleff.nn.frozen_remainder_linear import FrozenRemainderLinear
+from vleff.training.sparse_checkpoints import masked_layers
 
 __all__ = [
     "FrozenRemainderLinear",

@@ -18,9 +18,10 @@ from vleff.data.squad import Paragraph
 from vleff.lottery.attribution import STEPS, HeadScores, attention_attribution, span_probability
 from vleff.lottery.config import LotteryConfig
 from vleff.lottery.pruning import GradualPruner, PruningCallback
-from vleff.lottery.subnetwork import DESCRIPTION, extract, from_pretrained, save_pretrained
+from vleff.lottery.subnetwork import extract, from_pretrained, save_pretrained
 from vleff.training.checkpoints import check_settings, replace_file
 from vleff.training.span_training import SpanTraining, predict_answers, train_reader
+from vleff.training.sparse_checkpoints import holds_subnetwork
 
 SOURCE, HEADS, FOUND, MASKS = "source", "heads.json", "found", "masks.safetensors"
 _HELD_OUT = 0.05
@@ -120,7 +121,7 @@ def tune(
         FileExistsError: the folder holds a subnetwork already.
     """
     found, folder = Path(found), Path(folder)
-    if (folder / DESCRIPTION).exists():
+    if holds_subnetwork(folder):
         raise FileExistsError(f"{folder} holds a subnetwork already")
     tokenizer = AutoTokenizer.from_pretrained(found / FOUND)
     reader = AutoModelForQuestionAnswering.from_pretrained(found / (FOUND if remainder == "zero" else SOURCE))
@@ -138,7 +139,7 @@ def tune(
 def load_reader(path: str | Path) -> tuple[PreTrainedModel, Any]:
     """A reader and its tokenizer: a subnetwork, the folder of `find` (its pruned reader), or any checkpoint."""
     path = Path(path) / FOUND if (Path(path) / FOUND).is_dir() else path
-    if (Path(path) / DESCRIPTION).exists():
+    if holds_subnetwork(Path(path)):
         return from_pretrained(path), AutoTokenizer.from_pretrained(path)
     return AutoModelForQuestionAnswering.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
 

@@ -1,30 +1,24 @@
 """The subnetwork that a mask leaves of a transformers model: extracted, tuned, saved, loaded, made dense again."""
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from vleff.lottery.frozen_remainder import FrozenRemainderLinear
-from vleff.models.class_names import class_name, model_class
-from vleff.nn.masked_linear import MaskedLinear
-from vleff.training.checkpoints import replace_file
+from vleff.training.sparse_checkpoints import (
+    DESCRIPTION,
+    REMAINDERS,
+    holds_subnetwork,
+    masked_layers,
+    put_layer,
+    read_subnetwork,
+    write_subnetwork,
+)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-WEIGHTS, DESCRIPTION = "subnetwork.safetensors", "subnetwork.json"
-MaskedLayer = MaskedLinear | FrozenRemainderLinear
-REMAINDERS: dict[str, type[MaskedLinear] | type[FrozenRemainderLinear]] = {
-    "zero": MaskedLinear,
-    "frozen": FrozenRemainderLinear,
-}
-_FORMAT = 1
 
 
 def extract(
@@ -58,17 +52,12 @@ def extract(
         except (TypeError, ValueError) as error:
             raise type(error)(f"argument 'masks', {name!r}: {error}") from error
     for name, replacement in replacements.items():
-        _put(model, name, replacement)
+        put_layer(model, name, replacement)
     if freeze_embeddings:
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 module.requires_grad_(False)
     return model
-
-
-def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    """The masked layers of a model by name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)}
 
 
 def to_dense(model: Model) -> Model:
@@ -79,7 +68,7 @@ def to_dense(model: Model) -> Model:
     """
     dense = deepcopy(model)
     for name, layer in masked_layers(dense).items():
-        _put(dense, name, layer.to_dense())
+        put_layer(dense, name, layer.to_dense())
     return dense
 
 
@@ -93,21 +82,12 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
         ValueError: the model has no masked layers.
         FileExistsError: the folder holds a subnetwork already.
     """
-    folder, layers = Path(folder), masked_layers(model)
-    if not layers:
+    folder = Path(folder)
+    if not masked_layers(model):
         raise ValueError("argument 'model': expected a model with masked layers, got one without")
     if (folder / DESCRIPTION).exists():
         raise FileExistsError(f"{folder} holds a subnetwork already")
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
-    replace_file(folder / WEIGHTS, lambda part: save_model(model, str(part)))
-    description = {
-        "format": _FORMAT,
-        "class": class_name(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "layers": {name: _kind(layer) for name, layer in layers.items()},
-    }
-    replace_file(folder / DESCRIPTION, lambda part: part.write_text(json.dumps(description, indent=1) + "\n"))
+    write_subnetwork(model, folder)
 
 
 def from_pretrained(folder: str | Path) -> PreTrainedModel:
@@ -118,27 +98,6 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
         ValueError: its description does not fit this version of vleff, or its weights.
     """
     folder = Path(folder)
-    if not (folder / DESCRIPTION).exists():
+    if not holds_subnetwork(folder):
         raise FileNotFoundError(f"{folder} holds no subnetwork: {DESCRIPTION} is not there")
-    description = json.loads((folder / DESCRIPTION).read_text())
-    if description.get("format") != _FORMAT:
-        raise ValueError(f"{folder / DESCRIPTION}: expected format {_FORMAT}, got {description.get('format')!r}")
-    config, weights = AutoConfig.from_pretrained(folder), load_file(folder / WEIGHTS)
-    model = model_class(description["class"])(config).to(getattr(torch, description["dtype"]))
-    for name, kind in description["layers"].items():
-        linear = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise ValueError(f"{folder / DESCRIPTION}: expected the name of a linear layer, got {name!r}")
-        parts = {key.removeprefix(f"{name}."): weights[key] for key in weights if key.startswith(f"{name}.")}
-        _put(model, name, REMAINDERS[kind].from_parts(linear, parts))
-    load_model(model, folder / WEIGHTS)
-    return model.eval()
-
-
-def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    owner, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(owner), attribute, layer)
-
-
-def _kind(layer: nn.Module) -> str:
-    return next(kind for kind, layer_class in REMAINDERS.items() if isinstance(layer, layer_class))
+    return read_subnetwork(folder)

@@ -19,7 +19,9 @@ from transformers.models.vilt.modeling_vilt import (
     ViltPooler,
 )
 
+from vleff.models.encoder import self_attending_stream
 from vleff.models.registry import Adapter, register
+from vleff.models.trimming import StreamSpec
 from vleff.models.vilt import PackedViltEncoder, PackedViltLayer
 from vleff.models.vilt_patches import all_patches, embed_patches
 
@@ -160,5 +162,10 @@ class ViltImageModel(ViltTower):
         return self._encode(self.embeddings.as_image(image_embeds), mask)
 
 
+class PackedTowerEncoder(PackedViltEncoder):
+    def streams(self) -> tuple[StreamSpec, ...]:
+        return (self_attending_stream("tokens", self.packed_layers()),)
+
+
 for _name, _model_class in (("ViLT text tower", ViltTextModel), ("ViLT image tower", ViltImageModel)):
-    register(Adapter(_name, _model_class, {ViltEncoder: PackedViltEncoder, ViltLayer: PackedViltLayer}))
+    register(Adapter(_name, _model_class, {ViltEncoder: PackedTowerEncoder, ViltLayer: PackedViltLayer}))

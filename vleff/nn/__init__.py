@@ -2,6 +2,7 @@
 
 from vleff.nn.attention_distillation import CrossModalAttentionDistillationLoss
 from vleff.nn.copy_attention import CopyAttention
+from vleff.nn.frozen_remainder_linear import FrozenRemainderLinear
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.head_masked_linear import HeadMaskedLinear, project_heads
 from vleff.nn.masked_feed_forward import masked_feed_forward
@@ -13,6 +14,7 @@ from vleff.nn.token_gather_attention import TokenGatherAttention
 __all__ = [
     "CopyAttention",
     "CrossModalAttentionDistillationLoss",
+    "FrozenRemainderLinear",
     "FusedLinear",
     "HeadMaskedLinear",
     "MaskedLinear",

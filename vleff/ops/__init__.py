@@ -36,6 +36,7 @@ from vleff.ops.masked_linear import masked_linear, masked_linear_reference, pack
 from vleff.ops.masked_structure import MaskedStructure
 from vleff.ops.ragged_lstm import ragged_lstm, ragged_lstm_reference
 from vleff.ops.residual_layer_norm import residual_layer_norm, residual_layer_norm_reference
+from vleff.ops.sum_rows import sum_rows, sum_rows_reference
 from vleff.ops.token_gather_attention import (
     token_gather_attention,
     token_gather_attention_flops,
@@ -76,6 +77,8 @@ __all__ = [
     "ragged_lstm_reference",
     "residual_layer_norm",
     "residual_layer_norm_reference",
+    "sum_rows",
+    "sum_rows_reference",
     "token_gather_attention",
     "token_gather_attention_flops",
     "token_gather_attention_reference",

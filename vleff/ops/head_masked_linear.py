@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 import vleff._library  # noqa: F401  registers torch.ops.vleff
+from vleff.ops.sum_rows import sum_rows
 
 
 def head_masked_project(
@@ -206,8 +207,7 @@ def _project_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_parts = None if head_mask is None else head_mask.repeat(1, ctx.parts)
         grad_input = torch.ops.vleff.head_masked_reduce(grad, weight.T, offsets, of_parts)
         if index is not None:
-            sums = torch.zeros(input.shape, dtype=torch.float32, device=input.device)
-            grad_input = sums.index_add(0, index, grad_input.float()).to(input.dtype)
+            grad_input = sum_rows(grad_input, index, input.shape[0])
     if need_weight or need_bias:
         grad_weight, grad_bias = torch.ops.vleff.head_masked_grad_weight(
             grad, input, offsets, head_mask, index, ctx.parts, need_bias

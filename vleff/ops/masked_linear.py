@@ -35,7 +35,7 @@ def masked_linear(
     Differentiable in `input`, `values`, `bias` and `residual`, where `activation` is "none".
 
     Args:
-        input: [..., columns], float32, bfloat16 or float16 on the CPU.
+        input: [..., columns], float32, bfloat16 or float16.
         values: [elements], the weight's elements in the order of `structure`, the dtype of `input`.
         structure: where they stand in the weight [rows, columns].
         bias: [rows], the dtype of `input`, or None.

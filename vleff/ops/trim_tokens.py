@@ -62,7 +62,8 @@ def trim_tokens(
         eps: of the normalization.
 
     Returns:
-        survivors int32 [kept], the rows that stay, ascending;
+        survivors int32 [kept], the rows that stay, ascending; on CUDA [tokens], of which the first kept_parts[-1] stay
+            and the others are 0, as cutting them off would wait for the device;
         kept_parts int32 [parts + 1], where each part begins among them;
         pooled float32 [parts, width], g of each part, zeros for an empty one;
         logits float32 [tokens].
@@ -196,7 +197,7 @@ def stable_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 @torch.library.register_fake("vleff::trim_tokens")
 def _(values: Tensor, parts: Tensor, *arguments: Any, **options: Any) -> Result:
-    kept = torch.library.get_ctx().new_dynamic_size(min=0)
+    kept = values.shape[0] if values.device.type == "cuda" else torch.library.get_ctx().new_dynamic_size(min=0)
     return (
         parts.new_empty(kept),
         parts.new_empty(parts.shape),

@@ -52,3 +52,29 @@ def key_bias(gates: Tensor) -> Tensor:
         float32 [total].
     """
     return _KeyBias.apply(gates)
+
+
+class _Limited(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor) -> Tensor:
+        ctx.save_for_backward(gates)
+        return gates.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gates,) = ctx.saved_tensors
+        if not gates.numel():
+            return grads[0]
+        dropped = gates == 0
+        limit = grads[0].masked_fill(dropped, 0).abs().amax()
+        return torch.where(dropped, grads[0].clamp(-limit, limit), grads[0])
+
+
+def limited(gates: Tensor) -> Tensor:
+    """The same gates; the gradient of one of 0 is cut off where it is larger than that of all others (reconstruction).
+
+    That of `key_bias` grows with the exponential of how far a dropped key's logit is above those of the kept ones: a
+    million times and more in models with sharp attention, which would leave nothing of all other gradients once they
+    are clipped.
+    """
+    return _Limited.apply(gates)

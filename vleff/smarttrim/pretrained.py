@@ -1,7 +1,10 @@
 """Trimmed models in folders."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,10 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vleff.models.class_names import class_name, model_class
+from vleff.models.trimming import install, uninstall
 from vleff.smarttrim.attachment import attach
 from vleff.smarttrim.config import SmartTrimConfig
 from vleff.smarttrim.execution import trimmers_of
+from vleff.smarttrim.trimming import Trimmers
 from vleff.training.checkpoints import replace_file
+from vleff.training.sparse_checkpoints import holds_subnetwork, masked_layers, read_subnetwork, write_subnetwork
 
 DESCRIPTION = "smarttrim.json"
 WEIGHTS = "smarttrim.safetensors"
@@ -22,8 +28,8 @@ _FORMAT = 1
 def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     """Saves an attached model.
 
-    Writes the model as transformers does, which loads it from there without trimmers, the trimmers as
-    `smarttrim.safetensors`, and their config as `smarttrim.json`.
+    Writes the model as transformers does, which loads it from there without trimmers, or one with masked layers as
+    `lottery.save_pretrained` does; the trimmers as `smarttrim.safetensors`, and their config as `smarttrim.json`.
 
     Raises:
         ValueError: the model has no trimmers.
@@ -33,9 +39,13 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     if (folder / DESCRIPTION).exists():
         raise FileExistsError(f"{folder} holds a trimmed model already")
     config = trimmers_of(model)[0].execution.config
-    plain = {name: value for name, value in model.state_dict().items() if name not in own}
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, state_dict=plain)
+    if masked_layers(model):
+        with _without_trimmers(model):
+            write_subnetwork(model, folder)
+    else:
+        plain = {name: value for name, value in model.state_dict().items() if name not in own}
+        model.save_pretrained(folder, state_dict=plain)
     weights = {name: value.detach().contiguous() for name, value in own.items()}
     replace_file(folder / WEIGHTS, lambda part: save_file(weights, str(part)))
     description = {
@@ -61,7 +71,10 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
     if description.get("format") != _FORMAT:
         raise ValueError(f"{folder / DESCRIPTION}: expected format {_FORMAT}, got {description.get('format')!r}")
     dtype = getattr(torch, description["dtype"])
-    model = model_class(description["class"]).from_pretrained(folder, dtype=dtype)
+    if holds_subnetwork(folder):
+        model = read_subnetwork(folder)
+    else:
+        model = model_class(description["class"]).from_pretrained(folder, dtype=dtype)
     attach(model, SmartTrimConfig(**description["config"]))
     weights, own = load_file(folder / WEIGHTS), trimmer_parameters(model)
     if weights.keys() != own.keys():
@@ -83,3 +96,15 @@ def trimmer_parameters(model: nn.Module) -> dict[str, Tensor]:
     """
     inside = {id(parameter) for one in trimmers_of(model) for parameter in one.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in inside}
+
+
+@contextmanager
+def _without_trimmers(model: nn.Module) -> Iterator[None]:
+    trimmed = {module: module.trimming for module in model.modules() if hasattr(module, "trimming")}
+    for module in trimmed:
+        uninstall(module)
+    try:
+        yield
+    finally:
+        for module, trimming in trimmed.items():
+            install(module, cast(Trimmers, trimming))

@@ -17,7 +17,7 @@ from vleff.models.trimming import (
 )
 from vleff.smarttrim.deciders import Decider, Learned, LearnedByKernels, Random, Repeated, TokenDecision, pinned_tokens
 from vleff.smarttrim.execution import Execution
-from vleff.smarttrim.masks import key_bias, straight_through
+from vleff.smarttrim.masks import key_bias, limited, straight_through
 from vleff.smarttrim.merging import merge, with_merged_token
 from vleff.smarttrim.record import LayerRecord, RunRecord, layer_record
 from vleff.smarttrim.trimmer_set import TrimmerSet
@@ -48,7 +48,7 @@ class Trimmers(Trimming):
         return bool(self.specs)
 
     def key_bias(self, gates: Tensor) -> Tensor:
-        return key_bias(gates)
+        return key_bias(limited(gates))
 
     @property
     def mode(self) -> str:
@@ -185,7 +185,7 @@ class Run(TrimmingRun):
 
     def _bias(self, stream: Stream) -> Tensor | None:
         """float32 [total], added to the logits of its tokens as keys."""
-        weights = stream.gates if self.masked else None
+        weights = limited(stream.gates) if self.masked and stream.gates is not None else None
         if stream.sizes is not None:
             weights = stream.sizes if weights is None else weights * stream.sizes
         return None if weights is None else key_bias(weights)

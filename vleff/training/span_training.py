@@ -28,6 +28,7 @@ class SpanTraining:
         weight_decay: of matrices.
         save_steps: steps between two checkpoints.
         seed: of the order of windows and of dropout.
+        bf16: products in bfloat16 by autocast; parameters and optimizer states stay as they are.
     """
 
     steps: int
@@ -37,6 +38,7 @@ class SpanTraining:
     weight_decay: float = 0.01
     save_steps: int = 200
     seed: int = 0
+    bf16: bool = False
 
 
 class _Windows(Dataset):
@@ -91,6 +93,7 @@ def train_reader(
         remove_unused_columns=False,
         report_to=[],
         seed=training.seed,
+        bf16=training.bf16,
         disable_tqdm=quiet,
         use_cpu=not torch.cuda.is_available(),
     )

@@ -121,6 +121,8 @@ class _Groups:
         taken = torch.zeros(self.source_count, log_probs.shape[1])  # how often a word was chosen in this step
         for number in range(self.settings.groups):
             chosen = (self.numbers == number).nonzero().squeeze(1)
+            if not len(chosen):
+                continue
             sources = self.sources[chosen]
             lost = self.settings.diversity * taken[sources]  # [groups, words]
             _, parents[chosen], words[chosen] = self._candidates((rows[chosen] - lost[:, None]).flatten(0, 1), chosen)

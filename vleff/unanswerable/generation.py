@@ -23,7 +23,8 @@ class GenerationSettings:
     """How a decoder searches.
 
     Attributes:
-        beams: hypotheses at a time for a source; where more questions are asked for, as many as these.
+        beams: hypotheses at a time for a source; where more questions are asked for, as many as these. One of them
+            with a length penalty of 0 always takes the likeliest word.
         groups: of beams, each of which is told what those before it chose (diverse beam search, arXiv 1610.02424).
         diversity: what a group loses in log-probability for a word that a group before it chose in the same place.
         length_penalty: a question's score is its log-probability divided by its length to this power.

@@ -1,5 +1,6 @@
 """Seq2SeqGenerator: T5, BART and other models of transformers as generators of questions."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,8 +126,9 @@ class Seq2SeqGenerator:
         encode = self.tokenizer.encode
         questions = [encode(source.question, add_special_tokens=False) for source in sources]
         longest = [settings.longest(len(question)) for question in questions]
-        special = [self._start[0], *(i for i in self.tokenizer.all_special_ids if i != self._end)]
-        rules = Rules(None if settings.may_copy else questions, longest, settings.no_repeat, self._end, special)
+        never = {*self._start, *self.tokenizer.all_special_ids} - {self._end}  # of BART the end is the start as well
+        copied = None if settings.may_copy else questions
+        rules = Rules(copied, longest, settings.no_repeat, self._end, sorted(never))
         steps = _ModelSteps(self.model, self._tokenize([text for _, text in read], self.max_tokens), self._start)
         if settings.sample:
             seeds = [source_seed(settings.seed, source) for source in sources]
@@ -149,6 +151,9 @@ class _ModelSteps:
         self._mask = inputs["attention_mask"]
         self._start = torch.tensor([start])
         self._read: Tensor = self._model.get_encoder()(**inputs).last_hidden_state
+        # releases of transformers differ in what they call it
+        parameters = inspect.signature(type(model).forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._cache: Any = None
 
     def first(self, per_source: Tensor) -> Tensor:
@@ -167,10 +172,10 @@ class _ModelSteps:
             encoder_outputs=BaseModelOutput(last_hidden_state=read),
             attention_mask=self._mask[sources],
             decoder_input_ids=words.to(read.device),
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_name: self._cache},
         )
-        self._cache = outputs.past_key_values
+        self._cache = outputs[self._cache_name]
         return outputs.logits[:, -1].float().log_softmax(1).cpu()
 
 

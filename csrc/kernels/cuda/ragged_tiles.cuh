@@ -37,6 +37,7 @@ struct SampleRows {
   int first;  // in the batch
   int count;
 
+  __device__ SampleRows(int first_row, int rows) : first(first_row), count(rows) {}
   __device__ SampleRows(const RaggedSide& side, int sample) {
     const int total = static_cast<int>(side.total);
     first = min(max(side.offsets[sample], 0), total);
@@ -44,11 +45,25 @@ struct SampleRows {
   }
 };
 
-__device__ __forceinline__ int64_t stored_row(const RaggedSide& side, int row) {
-  if (!side.index.numbers) return row;
-  const int64_t number = side.index.is_int64 ? static_cast<const int64_t*>(side.index.numbers)[row]
-                                             : static_cast<const int32_t*>(side.index.numbers)[row];
-  return number < 0 ? 0 : number < side.stored ? number : side.stored - 1;
+// The sample that row `row` of a ragged batch belongs to, -1 for none. offsets: [batch + 1]
+__device__ __forceinline__ int sample_of(const int32_t* offsets, int64_t batch, int row) {
+  int64_t low = 1, high = batch + 1;  // the first offset above the row
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (offsets[middle] > row)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low > batch ? -1 : static_cast<int>(low - 1);
+}
+
+// Where row `row` stands among `stored` > 0 rows; wrong numbers are clamped.
+__device__ __forceinline__ int64_t stored_row(const RowIndex& index, int64_t stored, int row) {
+  if (!index.numbers) return row;
+  const int64_t number = index.is_int64 ? static_cast<const int64_t*>(index.numbers)[row]
+                                        : static_cast<const int32_t*>(index.numbers)[row];
+  return number < 0 ? 0 : number < stored ? number : stored - 1;
 }
 
 // One head of one operand; rows are read in whole chunks where their addresses allow.
@@ -77,7 +92,7 @@ __device__ __forceinline__ void load_rows(unsigned char* target,
     const T* source = operand.data;
     int elements = 0;
     if (first + row < sample.count && column < head_dim && side.stored > 0) {
-      source += stored_row(side, sample.first + first + row) * operand.row_stride + column;
+      source += stored_row(side.index, side.stored, sample.first + first + row) * operand.row_stride + column;
       elements = min(head_dim - column, Tile::chunk_elements);
     }
     if (operand.aligned) {
@@ -127,11 +142,13 @@ __device__ __forceinline__ void multiply_rows(SumFragment (&products)[Tile::stre
   }
 }
 
-// out[j] += weights [16 rows, streamed rows] times columns 8j to 8j + 7 of the streamed rows.
-template <class Tile>
-__device__ __forceinline__ void multiply_weights(SumFragment (&out)[Tile::width / 8],
+// out[j] += weights [16 rows, streamed rows] times columns 8j to 8j + 7 of the streamed rows, from
+// `first_column` on, a multiple of `columns`.
+template <class Tile, int columns = Tile::width>
+__device__ __forceinline__ void multiply_weights(SumFragment (&out)[columns / 8],
                                                  const SumFragment (&weights)[Tile::streamed_rows / 8],
-                                                 unsigned char* streamed, const Lane& lane) {
+                                                 unsigned char* streamed, const Lane& lane,
+                                                 int first_column = 0) {
   using T = typename Tile::Element;
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
@@ -140,10 +157,11 @@ __device__ __forceinline__ void multiply_weights(SumFragment (&out)[Tile::width 
       const LeftFragment left = {packed<T>(low[0], low[1]), packed<T>(low[2], low[3]),
                                  packed<T>(high[0], high[1]), packed<T>(high[2], high[3])};
 #pragma unroll
-      for (int chunk = 0; chunk < Tile::chunks; chunk += 2) {
+      for (int chunk = 0; chunk < columns / Tile::chunk_elements; chunk += 2) {
         uint32_t words[4];
         load_matrices_transposed(
-            words, chunk_address<Tile>(streamed, row + lane.number % 16, chunk + lane.number / 16));
+            words, chunk_address<Tile>(streamed, row + lane.number % 16,
+                                       first_column / Tile::chunk_elements + chunk + lane.number / 16));
         const RightFragment first = {words[0], words[1]}, second = {words[2], words[3]};
         multiply<T>(out[chunk], left, first);
         multiply<T>(out[chunk + 1], left, second);
@@ -158,7 +176,7 @@ __device__ __forceinline__ void multiply_weights(SumFragment (&out)[Tile::width 
     const int first = row * Tile::width + (lane.group ^ row % 8 * 4);
     const int second = (row + 1) * Tile::width + (lane.group ^ (row + 1) % 8 * 4);
 #pragma unroll
-    for (int column = 0; column < Tile::width; column += 8) {
+    for (int column = 0; column < columns; column += 8) {
       SumFragment sum = {};
 #pragma unroll
       for (int block = 0; block < Tile::streamed_rows; block += 8) {
@@ -166,7 +184,8 @@ __device__ __forceinline__ void multiply_weights(SumFragment (&out)[Tile::width 
         const LeftFragment left = {__float_as_uint(weight[0]), __float_as_uint(weight[2]),
                                    __float_as_uint(weight[1]), __float_as_uint(weight[3])};
         const int offset = block * Tile::width;
-        const RightFragment right = {words[(first + offset) ^ column], words[(second + offset) ^ column]};
+        const RightFragment right = {words[((first + offset) ^ column) + first_column],
+                                     words[((second + offset) ^ column) + first_column]};
         multiply<T>(sum, left, right);
       }
       add(out[column / 8], sum);
@@ -195,6 +214,60 @@ __device__ __forceinline__ void store_chunk(T* target, uint4 chunk, int elements
 #pragma unroll
   for (int e = 0; e < chunk_elements; ++e) {
     if (e < elements) target[e] = values[e];
+  }
+}
+
+// One head of a result [rows, heads, head_dim], 16-byte aligned.
+template <class T>
+struct HeadResult {
+  T* data;
+  int64_t heads;
+  int head, head_dim;
+
+  __device__ T* at(int64_t row, int column) const { return data + (row * heads + head) * head_dim + column; }
+  __device__ bool aligned() const { return head_dim * static_cast<int>(sizeof(T)) % 16 == 0; }
+};
+
+// Rows [first, first + rows) become 0.
+template <class Tile>
+__device__ void zero_head_rows(const HeadResult<typename Tile::Element>& result, int first, int rows) {
+  const int row_chunks = (result.head_dim + Tile::chunk_elements - 1) / Tile::chunk_elements;
+  for (int i = threadIdx.x; i < rows * row_chunks; i += Tile::threads) {
+    const int column = i % row_chunks * Tile::chunk_elements;
+    store_chunk(result.at(first + i / row_chunks, column), uint4{}, result.head_dim - column,
+                result.aligned());
+  }
+}
+
+// Multiplies the warp's 16 rows by `factor`, stages them in shared memory that only this warp uses, the
+// stationary rows of its own, and stores those below `rows`.
+template <class Tile>
+__device__ __forceinline__ void store_head_rows(const HeadResult<typename Tile::Element>& result,
+                                                SumFragment (&out)[Tile::width / 8], const float (&factor)[2],
+                                                unsigned char* staged, int first_row, int rows,
+                                                const Lane& lane) {
+  using T = typename Tile::Element;
+  __syncwarp();
+#pragma unroll
+  for (int column = 0; column < Tile::width; column += 8) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int element = column + 2 * lane.thread;
+      unsigned char* chunk =
+          chunk_address<Tile>(staged, lane.warp * 16 + lane.group + 8 * half, element / Tile::chunk_elements);
+      reinterpret_cast<typename Pair<T>::Type*>(chunk)[element % Tile::chunk_elements / 2] =
+          Pair<T>::of(out[column / 8][2 * half] * factor[half], out[column / 8][2 * half + 1] * factor[half]);
+    }
+  }
+  __syncwarp();
+  const bool aligned = result.aligned();
+  for (int i = lane.number; i < 16 * Tile::chunks; i += warp_size) {
+    const int row = lane.warp * 16 + i / Tile::chunks, chunk = i % Tile::chunks,
+              column = chunk * Tile::chunk_elements;
+    if (row >= rows || column >= result.head_dim) continue;
+    store_chunk(result.at(first_row + row, column),
+                *reinterpret_cast<const uint4*>(chunk_address<Tile>(staged, row, chunk)),
+                result.head_dim - column, aligned);
   }
 }
 

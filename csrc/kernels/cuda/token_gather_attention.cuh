@@ -8,89 +8,15 @@ template <class Tile>
 constexpr int forward_shared_bytes =
     Tile::stationary_bytes + 4 * Tile::streamed_bytes + 2 * Tile::streamed_rows * 4;
 
-// The keep pattern of dropout for one query: a word for each key; kept where word >= threshold.
-struct DropoutRow {
-  uint32_t first, second;
-
-  DropoutRow() = default;
-  __device__ DropoutRow(uint64_t seed, int sample, int head, int query) {
-    const uint64_t of_sample = mixed(seed + 0x9E3779B97F4A7C15u * (static_cast<uint64_t>(sample) + 1));
-    const uint64_t of_row =
-        mixed(of_sample + (static_cast<uint64_t>(head) << 32 | static_cast<uint32_t>(query)));
-    first = static_cast<uint32_t>(of_row);
-    second = static_cast<uint32_t>(of_row >> 32);
-  }
-  __device__ uint32_t word(int key) const {
-    uint32_t x = first + static_cast<uint32_t>(key) * 0x9E3779B9u;
-    x ^= x >> 16;
-    x *= 0x7FEB352Du;
-    x ^= second;
-    x ^= x >> 15;
-    x *= 0x846CA68Bu;
-    return x ^ (x >> 16);
-  }
-  static __device__ uint32_t threshold(float dropout_p) {
-    const auto rounded = static_cast<uint64_t>(static_cast<double>(dropout_p) * 4294967296.0 + 0.5);
-    return rounded < 0xFFFFFFFFu ? static_cast<uint32_t>(rounded) : 0xFFFFFFFFu;
-  }
-
- private:
-  static __device__ uint64_t mixed(uint64_t z) {
-    z ^= z >> 30;
-    z *= 0xBF58476D1CE4E5B9u;
-    z ^= z >> 27;
-    z *= 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-  }
-};
-
 // out 0 and lse -inf for rows [first, first + rows) of the batch at one head.
 template <class Tile>
 __device__ void fill_output(const AttentionProblem& problem, int first, int rows, int head) {
   using T = typename Tile::Element;
-  const int head_dim = static_cast<int>(problem.head_dim);
-  const int row_chunks = (head_dim + Tile::chunk_elements - 1) / Tile::chunk_elements;
-  const bool aligned = head_dim % Tile::chunk_elements == 0;
-  for (int i = threadIdx.x; i < rows * row_chunks; i += Tile::threads) {
-    const int column = i % row_chunks * Tile::chunk_elements;
-    const int64_t row = (first + i / row_chunks) * problem.heads + head;
-    store_chunk(static_cast<T*>(problem.out) + row * head_dim + column, uint4{}, head_dim - column, aligned);
-  }
+  const HeadResult<T> out{static_cast<T*>(problem.out), problem.heads, head,
+                          static_cast<int>(problem.head_dim)};
+  zero_head_rows<Tile>(out, first, rows);
   for (int row = threadIdx.x; row < rows; row += Tile::threads) {
     problem.lse[(first + row) * problem.heads + head] = -INFINITY;
-  }
-}
-
-// Divides, stages the warp's 16 rows in the shared memory of its queries, which only it read, and stores
-// them.
-template <class Tile>
-__device__ __forceinline__ void store_output(const AttentionProblem& problem,
-                                             SumFragment (&out)[Tile::width / 8], const float (&factor)[2],
-                                             unsigned char* staged, int first_row, int rows, int head,
-                                             const Lane& lane) {
-  using T = typename Tile::Element;
-  __syncwarp();
-#pragma unroll
-  for (int column = 0; column < Tile::width; column += 8) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int element = column + 2 * lane.thread;
-      unsigned char* chunk =
-          chunk_address<Tile>(staged, lane.warp * 16 + lane.group + 8 * half, element / Tile::chunk_elements);
-      reinterpret_cast<typename Pair<T>::Type*>(chunk)[element % Tile::chunk_elements / 2] =
-          Pair<T>::of(out[column / 8][2 * half] * factor[half], out[column / 8][2 * half + 1] * factor[half]);
-    }
-  }
-  __syncwarp();
-  const int head_dim = static_cast<int>(problem.head_dim);
-  const bool aligned = head_dim % Tile::chunk_elements == 0;
-  for (int i = lane.number; i < 16 * Tile::chunks; i += warp_size) {
-    const int row = lane.warp * 16 + i / Tile::chunks, chunk = i % Tile::chunks,
-              column = chunk * Tile::chunk_elements;
-    if (row >= rows || column >= head_dim) continue;
-    T* target = static_cast<T*>(problem.out) + ((first_row + row) * problem.heads + head) * head_dim + column;
-    store_chunk(target, *reinterpret_cast<const uint4*>(chunk_address<Tile>(staged, row, chunk)),
-                head_dim - column, aligned);
   }
 }
 
@@ -219,7 +145,8 @@ __global__ void __launch_bounds__(Tile::threads, 1)
           total == 0.0f ? -INFINITY : (maximum[half] + log2f(total)) * ln_of_2;
     }
   }
-  store_output<Tile>(problem, out, factor, query_rows, queries.first + first_query, rows, task.head, lane);
+  store_head_rows<Tile>(HeadResult<T>{static_cast<T*>(problem.out), problem.heads, task.head, head_dim}, out,
+                        factor, query_rows, queries.first + first_query, rows, lane);
 }
 
 }  // namespace vleff::cuda

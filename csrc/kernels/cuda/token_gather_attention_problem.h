@@ -2,14 +2,9 @@
 #include <cstdint>
 
 #include "../cpu/token_gather_attention.h"
+#include "row_index.h"
 
 namespace vleff::cuda {
-
-// Row numbers in memory of the rows of a ragged batch.
-struct RowIndex {
-  const void* numbers;  // [total], int32 or int64, or null where rows follow each other
-  bool is_int64;
-};
 
 // One side of the attention: queries, or keys with values. Pointers are on the device, all else on the host.
 struct RaggedSide {
@@ -39,10 +34,28 @@ struct AttentionProblem {
   float* importance;    // [keys.total, heads] or null
 };
 
+// Gradients are per row of the batch, also where rows were gathered: the caller sums them.
+struct AttentionGradientProblem {
+  AttentionProblem attention;  // out and lse as forward made them
+  const void* grad_out;        // [queries.total, heads, head_dim], the problem's type
+  const float* grad_lse;       // [queries.total, heads] or null
+  bool float32_queries,
+      float32_keys;      // whether gradients of that side are float32, or else the problem's type
+  void* grad_q;          // [queries.total, heads, head_dim]
+  void* grad_k;          // [keys.total, heads, head_dim]
+  void* grad_v;          // [keys.total, heads, head_dim]
+  float* grad_key_bias;  // [keys.total] or null
+  // Scratch memory
+  float* delta;            // [queries.total, heads]
+  float* head_key_biases;  // [heads, keys.total] where there is a grad_key_bias
+};
+
 }  // namespace vleff::cuda
 
-// Starts the kernels on a CUDA stream and returns at once: 0, or a CUDA error number.
+// Start the kernels on a CUDA stream and return at once: 0, or a CUDA error number.
 extern "C" int vleff_token_gather_attention_cuda(const vleff::cuda::AttentionProblem* problem, void* stream);
+extern "C" int vleff_token_gather_attention_backward_cuda(
+    const vleff::cuda::AttentionGradientProblem* problem, void* stream);
 
 // A CUDA error number in words.
 extern "C" const char* vleff_cuda_error_text(int error);

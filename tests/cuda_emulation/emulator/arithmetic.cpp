@@ -365,6 +365,7 @@ void add_integers(Opcodes& opcodes) {
   opcodes["max." + type] = Lanewise<Maximum, T, T, T>::opcode();
   opcodes["shr." + type] = Lanewise<ShiftRight, T, T, uint32_t>::opcode();
   opcodes["mov." + type] = Lanewise<Move, T, T>::opcode();
+  opcodes["selp." + type] = Lanewise<Select, T, T, T, bool>::opcode();
   add_integer_comparisons<T>(opcodes, "l", "g");
 }
 

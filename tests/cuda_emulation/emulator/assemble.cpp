@@ -39,8 +39,8 @@ class Assembler {
       statement_ = &statement;
       add();
     }
-    if (program_.instructions.empty() || program_.instructions.back().kind != Kind::exit)
-      throw std::runtime_error("PTX: kernel " + program_.text.name + " does not end with ret");
+    if (program_.instructions.empty() || may_fall_through(program_.instructions.back()))
+      throw std::runtime_error("PTX: kernel " + program_.text.name + " ends with neither ret nor a jump");
     for (Instruction& instruction : program_.instructions)
       if (instruction.kind == Kind::branch) instruction.numbers[0] = starts[instruction.numbers[0]];
     return std::move(program_);
@@ -63,6 +63,10 @@ class Assembler {
       instruction.guard = register_place(statement_->guard);
     }
     return instruction;
+  }
+
+  static bool may_fall_through(const Instruction& last) {
+    return last.guarded || (last.kind != Kind::exit && last.kind != Kind::branch);
   }
 
   void add() {

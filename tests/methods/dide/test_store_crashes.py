@@ -34,25 +34,27 @@ with RepresentationStore(sys.argv[1]).writer() as writer:
 """
 
 
-def run_until_killed(folder: Path, seed: int, seconds: float) -> int:
-    """Kills a writer some time after it began; how many rows it acknowledged, 0 if none."""
+def run_until_killed(folder: Path, seed: int, appends: int, seconds: float) -> int:
+    """Kills a writer some time after so many appends; how many rows it acknowledged, 0 if none."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", WRITER, str(folder), str(seed)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
+    acknowledged = [process.stdout.readline() for _ in range(appends)]
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
-    lines = process.stdout.read().split(b"\n")[:-1]  # the last one ends, or was cut off
+    acknowledged += process.stdout.read().split(b"\n")[:-1]  # the last one ends, or was cut off
     assert process.wait(30) == -signal.SIGKILL
-    return int(lines[-1]) if lines else 0
+    return int(acknowledged[-1]) if acknowledged else 0
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     new_store(tmp_path)
     generator, acknowledged, torn = random.Random(0), 0, 0
     for kill in range(KILLS):
-        acknowledged = max(acknowledged, run_until_killed(tmp_path, kill, generator.uniform(0, 0.05)))
+        appends, seconds = generator.randint(0, 3), generator.uniform(0, 0.02)
+        acknowledged = max(acknowledged, run_until_killed(tmp_path, kill, appends, seconds))
         store = RepresentationStore(tmp_path)
         assert acknowledged <= len(store) <= acknowledged + 40
         assert_rows(store, list(range(len(store))))
@@ -104,7 +106,9 @@ def test_dead_before_or_within_every_step(
     assert (tmp_path / "shards/main/vectors").stat().st_size == (kept + 3) * WIDTH * 2
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 100, b"vlf1" * 20, os.urandom(77)])
+@pytest.mark.parametrize(
+    "garbage", [b"\0" * 100, b"vlf1" * 20, random.Random(0).randbytes(77)], ids=["zeros", "magic", "random"]
+)
 def test_garbage_behind_the_end_is_cut_off(tmp_path: Path, garbage: bytes) -> None:
     new_store(tmp_path)
     fill(tmp_path, 5)

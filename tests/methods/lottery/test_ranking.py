@@ -39,11 +39,11 @@ def test_selection_is_that_of_a_stable_sort(sparsity: float, levels: int, seed: 
 
 
 def test_many_scores_are_ranked_fast() -> None:
-    """As many as BERT-base has; the bound is for two slow cores."""
+    """As many as BERT-base has; the bound is for two slow cores, in seconds of both."""
     scores = {str(layer): torch.rand(1024, 4152) for layer in range(20)}
-    start = time.perf_counter()
+    start = time.process_time()
     masks = select_masks(scores, 0.7)
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 8
     assert sum(int(mask.sum()) for mask in masks.values()) == 20 * 1024 * 4152 - round(0.7 * 20 * 1024 * 4152)
 
 

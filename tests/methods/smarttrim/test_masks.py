@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vleff.ops.token_gather_attention import token_gather_attention
-from vleff.smarttrim.masks import key_bias, straight_through, with_logistic_noise
+from vleff.smarttrim.masks import key_bias, limited, straight_through, with_logistic_noise
 
 LENGTHS = [5, 1, 9]
 
@@ -64,3 +64,15 @@ def test_noise_keeps_with_the_probability_of_the_logit():
     logits = torch.linspace(-3, 3, 7)[:, None].expand(7, 20000)
     share = (with_logistic_noise(logits) > 0).double().mean(1)
     torch.testing.assert_close(share, logits[:, 0].double().sigmoid(), atol=0.02, rtol=0)
+
+
+def test_a_dropped_key_above_all_others_does_not_drown_their_gradients():
+    keys, values = torch.tensor([0.1, -0.2, 0.3, 30.0]), torch.tensor([0.5, -1.0, 2.0, 3.0])
+    gates = torch.tensor([1.0, 1, 1, 0], requires_grad=True)
+    grads = []
+    for limit in (lambda gates: gates, limited):
+        attention = (keys + key_bias(limit(gates))).softmax(0)
+        grads += torch.autograd.grad((attention * values).sum(), gates)
+    assert grads[0][3] > 1e10
+    assert torch.equal(grads[1][:3], grads[0][:3]) and grads[1][3] == grads[1][:3].abs().max() > 0
+    assert torch.equal(limited(gates), gates)

@@ -18,6 +18,7 @@ PATH = Path(__file__).parents[3] / "examples" / "smarttrim_tile_vqa.py"
 
 @pytest.fixture(scope="module")
 def example() -> Any:
+    sys.path.append(str(PATH.parent))
     spec = importlib.util.spec_from_file_location("smarttrim_tile_vqa", PATH)
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -33,7 +34,7 @@ def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
 
     def make() -> ViltForQuestionAnswering:
         torch.manual_seed(0)
-        return ViltForQuestionAnswering(example.vilt_config(32, 2, len(tokenizer), layers=2))
+        return ViltForQuestionAnswering(sys.modules["tile_vqa_models"].vilt_config(32, 2, len(tokenizer), layers=2))
 
     data, results = write_small_clothes(tmp_path / "data"), tmp_path / "results"
     study = example.Study(make, tokenizer, data, tmp_path / "work", results, plan)
@@ -60,7 +61,11 @@ def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
 
     demo = tmp_path / "demo"
     example.write_demo(study, demo)
-    assert example.smarttrim.from_pretrained(demo).dtype == torch.float16
+    for name in ("trimmed", "random"):
+        assert example.smarttrim.from_pretrained(demo / name).dtype == torch.float16
+    figures = json.loads((demo / "figures.json").read_text())
+    assert figures["arms"]["full"]["accuracy"] == full["accuracy"]
+    assert set(figures["guessing"]) == {"all", *example.KINDS} and 0 < figures["guessing"]["all"] < 100
 
 
 def test_the_demo_model_is_small(example: Any) -> None:
