@@ -44,7 +44,11 @@ class AnswerabilityReader:
             OSError: there is no such checkpoint.
             ValueError: it is none of a reader.
         """
-        model: Any = AutoModelForQuestionAnswering.from_pretrained(name)
+        model: Any
+        model, info = AutoModelForQuestionAnswering.from_pretrained(name, output_loading_info=True)
+        if info["missing_keys"]:  # transformers would draw them
+            missing = ", ".join(sorted(info["missing_keys"])[:3])
+            raise ValueError(f"reader: expected a checkpoint for question answering, but {name} lacks {missing}")
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         with suppress(TypeError):  # a family without kernels runs as it is
             vleff.accelerate(model)
