@@ -108,7 +108,8 @@ INTRODUCTION = """# Roofline of the CUDA kernels
 
 Made by `python benchmarks/roofline.py`; do not edit by hand. **A model, not a measurement**: no kernel has run on a
 GPU. A call takes at least as long as its multiply-adds at the peak of the tensor cores, and at least as long as what it
-must read and write, once, at the peak of the memory. Peaks are those of NVIDIA's data sheets for the SXM modules with 80 GB:
+must read and write, once, at the peak of the memory. Peaks are those of NVIDIA's data sheets for the SXM modules with
+80 GB:
 
 {peaks}
 
