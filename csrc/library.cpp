@@ -143,6 +143,13 @@ STABLE_TORCH_LIBRARY(vleff, library) {
       "paragraph_keys, Tensor paragraph_ids, Tensor paragraph_offsets, SymInt max_paragraph, Tensor "
       "gate_logits, Tensor vocabulary_logits, SymInt extended_size, *, float scale) -> Tensor",
       traceable);
+  library.def(
+      "copy_attention_top(Tensor queries, Tensor query_offsets, SymInt max_queries, Tensor question_keys, "
+      "Tensor question_ids, Tensor question_offsets, SymInt max_question, Tensor paragraph_keys, Tensor "
+      "paragraph_ids, Tensor paragraph_offsets, SymInt max_paragraph, Tensor gate_logits, Tensor hidden, "
+      "Tensor weight, Tensor? bias, SymInt extended_size, int count, int watched, *, float scale) -> "
+      "(Tensor log_probs, Tensor words, Tensor watched_log_probs)",
+      traceable);
 
   library.def("top_words(Tensor rows, int count) -> (Tensor values, Tensor words)", traceable);
 }

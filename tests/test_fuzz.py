@@ -33,6 +33,7 @@ def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vocabulary_log_probs",
         "ragged_lstm",
         "top_words",
+        "copy_attention_top",
     ],
 )
 def test_kernels_survive_random_problems(fuzz_folder: Path, op: str) -> None:

@@ -3,70 +3,18 @@
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
-#include <vector>
 
 #include "../kernels/cpu/isa.h"
-#include "copy_attention_checks.h"
+#include "copy_attention_inputs.h"
 #include "parallel.h"
-#include "target_words.h"
 
 VLEFF_DISPATCH(CopyAttentionKernels, copy_attention_kernels)
 
 namespace vleff {
 namespace {
 
-// Checked; holds the tensors that `problem` points into.
-struct Inputs {
-  CopyProblem problem{};
-  std::vector<Tensor> held;
-  int64_t rows = 0;
-
-  const Tensor& hold(const Tensor& tensor) {
-    held.push_back(as_contiguous(tensor));
-    return held.back();
-  }
-};
-
-CopySource checked_source(const char* op, const Memory& memory, ScalarType type, int64_t width, int64_t batch,
-                          int64_t extended_size, Inputs& inputs) {
-  check_memory(op, memory, type, width, batch, DeviceType::CPU);
-  const int64_t total = memory.keys.size(0);
-  CopySource source;
-  source.keys = inputs.hold(memory.keys).const_data_ptr();
-  source.ids = inputs.hold(memory.ids).const_data_ptr<int32_t>();
-  source.offsets = inputs.hold(memory.offsets).const_data_ptr<int32_t>();
-  check_words(op, memory.names[1], source.ids, total, extended_size);
-  source.longest =
-      check_offsets(op, memory.names[2], source.offsets, batch, total, memory.names[3], memory.longest);
-  return source;
-}
-
-// extended_size: ids are below it.
-Inputs checked_inputs(const char* op, const Tensor& queries, const Tensor& query_offsets, int64_t max_queries,
-                      const Memory& question, const Memory& paragraph, const Tensor& gate_logits,
-                      int64_t extended_size, double scale) {
-  check_queries(op, queries, query_offsets, gate_logits, scale, DeviceType::CPU);
-  const ScalarType type = queries.scalar_type();
-  const int64_t rows = queries.size(0), width = queries.size(1);
-  Inputs inputs;
-  inputs.rows = rows;
-  CopyProblem& problem = inputs.problem;
-  problem.type = data_type(queries);
-  problem.batch = query_offsets.numel() - 1;
-  problem.width = width;
-  problem.queries = inputs.hold(queries).const_data_ptr();
-  problem.query_offsets = inputs.hold(query_offsets).const_data_ptr<int32_t>();
-  problem.most_queries = check_offsets(op, "query_offsets", problem.query_offsets, problem.batch, rows,
-                                       "max_queries", max_queries);
-  problem.sources[0] = checked_source(op, question, type, width, problem.batch, extended_size, inputs);
-  problem.sources[1] = checked_source(op, paragraph, type, width, problem.batch, extended_size, inputs);
-  problem.gate_logits = inputs.hold(gate_logits).const_data_ptr();
-  problem.scale = static_cast<float>(scale);
-  return inputs;
-}
-
 CopyTargets checked_targets(const char* op, const Tensor& generate_log_probs, const Tensor& targets,
-                            Inputs& inputs) {
+                            CopyInputs& inputs) {
   check_per_target(op, "generate_log_probs", generate_log_probs, inputs.rows, DeviceType::CPU);
   return {inputs.hold(generate_log_probs).const_data_ptr<float>(),
           inputs.hold(checked_target_words(op, targets, inputs.rows, any_word)).const_data_ptr<int32_t>()};
@@ -83,11 +31,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor queries, Tensor query_offsets,
                                            Tensor gate_logits, Tensor generate_log_probs, Tensor targets,
                                            double scale, bool coverage) {
   const char* op = "copy_attention";
-  Inputs inputs =
-      checked_inputs(op, queries, query_offsets, max_queries,
-                     question_memory(question_keys, question_ids, question_offsets, max_question),
-                     paragraph_memory(paragraph_keys, paragraph_ids, paragraph_offsets, max_paragraph),
-                     gate_logits, any_word, scale);
+  CopyInputs inputs =
+      checked_copy_inputs(op, queries, query_offsets, max_queries,
+                          question_memory(question_keys, question_ids, question_offsets, max_question),
+                          paragraph_memory(paragraph_keys, paragraph_ids, paragraph_offsets, max_paragraph),
+                          gate_logits, any_word, scale);
   const CopyTargets words = checked_targets(op, generate_log_probs, targets, inputs);
   Tensor log_probs = floats({inputs.rows});
   Tensor coverage_loss = floats({coverage ? inputs.rows : 0});
@@ -109,11 +57,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor paragraph_offsets, int64_t max_paragraph, Tensor gate_logits, Tensor generate_log_probs,
     Tensor targets, double scale) {
   const char* op = "copy_attention_backward";
-  Inputs inputs =
-      checked_inputs(op, queries, query_offsets, max_queries,
-                     question_memory(question_keys, question_ids, question_offsets, max_question),
-                     paragraph_memory(paragraph_keys, paragraph_ids, paragraph_offsets, max_paragraph),
-                     gate_logits, any_word, scale);
+  CopyInputs inputs =
+      checked_copy_inputs(op, queries, query_offsets, max_queries,
+                          question_memory(question_keys, question_ids, question_offsets, max_question),
+                          paragraph_memory(paragraph_keys, paragraph_ids, paragraph_offsets, max_paragraph),
+                          gate_logits, any_word, scale);
   const CopyTargets words = checked_targets(op, generate_log_probs, targets, inputs);
   const auto per_target = [&](const char* argument, const Tensor& tensor) {
     check_per_target(op, argument, tensor, inputs.rows, DeviceType::CPU);
@@ -155,11 +103,11 @@ Tensor rows(Tensor queries, Tensor query_offsets, int64_t max_queries, Tensor qu
             Tensor paragraph_ids, Tensor paragraph_offsets, int64_t max_paragraph, Tensor gate_logits,
             Tensor vocabulary_logits, int64_t extended_size, double scale) {
   const char* op = "copy_attention_rows";
-  Inputs inputs =
-      checked_inputs(op, queries, query_offsets, max_queries,
-                     question_memory(question_keys, question_ids, question_offsets, max_question),
-                     paragraph_memory(paragraph_keys, paragraph_ids, paragraph_offsets, max_paragraph),
-                     gate_logits, extended_size, scale);
+  CopyInputs inputs =
+      checked_copy_inputs(op, queries, query_offsets, max_queries,
+                          question_memory(question_keys, question_ids, question_offsets, max_question),
+                          paragraph_memory(paragraph_keys, paragraph_ids, paragraph_offsets, max_paragraph),
+                          gate_logits, extended_size, scale);
   check_vocabulary(op, queries, vocabulary_logits, extended_size, DeviceType::CPU);
   const int64_t words = vocabulary_logits.size(1);
   Tensor log_probs = floats({inputs.rows, extended_size});

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.ragged import RaggedBatch
 from vleff.ops.copy_attention import CopyMemory, copy_attention, copy_attention_rows
+from vleff.ops.copy_attention_top import copy_attention_top
 from vleff.ops.vocabulary_log_probs import vocabulary_log_probs
 
 
@@ -117,6 +118,44 @@ class CopyAttention(nn.Module):
             self.gate(outputs),
             self.vocabulary(outputs),
             extended_size,
+        )
+
+    def likeliest(
+        self,
+        decoded: RaggedBatch,
+        memories: tuple[CopyMemory, CopyMemory],
+        extended_size: int,
+        count: int,
+        watched: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The likeliest words of `rows`, which are not made: a step of beam search.
+
+        Args:
+            decoded, memories, extended_size: as of `rows`.
+            count: of words of each row; few.
+            watched: a word of the decoder's own vocabulary whose probability is wanted in any case.
+
+        Returns:
+            log_probs: float32 [rows, count], the largest first; -inf where a row has no more.
+            words: int64 [rows, count].
+            watched_log_probs: float32 [rows]. All without gradient.
+
+        Raises:
+            RuntimeError: as `vleff.ops.copy_attention_top`.
+        """
+        outputs = decoded.values
+        return copy_attention_top(
+            self.query(outputs),
+            decoded.offsets,
+            decoded.max_length,
+            *memories,
+            self.gate(outputs),
+            outputs,
+            self.vocabulary.weight,
+            self.vocabulary.bias,
+            extended_size,
+            count,
+            watched,
         )
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ from vleff.ops.copy_attention import (
     copy_attention_rows,
     copy_attention_rows_reference,
 )
+from vleff.ops.copy_attention_top import copy_attention_top, copy_attention_top_reference
 from vleff.ops.fused_linear import (
     fused_linear,
     fused_linear_reference,
@@ -58,6 +59,8 @@ __all__ = [
     "copy_attention_reference",
     "copy_attention_rows",
     "copy_attention_rows_reference",
+    "copy_attention_top",
+    "copy_attention_top_reference",
     "fused_linear",
     "fused_linear_reference",
     "head_masked_linear_flops",

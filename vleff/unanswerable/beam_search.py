@@ -1,12 +1,12 @@
 """Batched beam search, in one group of beams for each source or in several diverse ones."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vleff.ops.top_words import top_words
-from vleff.unanswerable.decoding import Rules, Steps
+from vleff.unanswerable.decoding import NO_WORD, NextWords, Rules, Steps
 from vleff.unanswerable.generation import GenerationSettings, Hypothesis, best
 
 
@@ -29,13 +29,29 @@ def beam_search(steps: Steps, rules: Rules, settings: GenerationSettings, count:
         nothing to write.
     """
     groups = _Groups(rules, settings, count)
-    log_probs = steps.first(groups.per_source())
+    next_words = steps.first(groups.per_source())
     while True:
-        rules.apply(log_probs, groups.history.flatten(0, 1), groups.rows_sources())
-        parents, words = groups.choose(log_probs)
+        parents, words = groups.choose(next_words)
         if not len(groups.scores):
             return groups.results()
-        log_probs = steps.next(parents, words, groups.per_source())
+        next_words = steps.next(parents, words, groups.per_source())
+
+
+class _Candidates(NamedTuple):
+    """Continuations of groups, [groups, candidates] each: scores, the beams that they go on from, and words."""
+
+    scores: Tensor
+    parents: Tensor
+    words: Tensor
+
+    def best(self, count: int, less: Tensor | float = 0.0) -> "_Candidates":
+        """The best ones by scores - less, the best first."""
+        places = (self.scores - less).sort(dim=1, descending=True, stable=True)[1][:, :count]
+        return self.at(places)
+
+    def at(self, places: Tensor) -> "_Candidates":
+        """Those at places [groups, any number]."""
+        return _Candidates(*(values.gather(1, places) for values in self))
 
 
 class _Groups:
@@ -48,12 +64,11 @@ class _Groups:
     """
 
     def __init__(self, rules: Rules, settings: GenerationSettings, count: int) -> None:
-        source_count = len(rules.longest)
-        self.settings = settings
+        self.rules, self.settings = rules, settings
         self.beams = settings.group_beams(count)
-        self.source_count, self.longest, self.end = source_count, rules.longest, rules.end
-        self.sources = torch.arange(source_count).repeat_interleave(settings.groups)
-        self.numbers = torch.arange(settings.groups).repeat(source_count)
+        self.source_count = len(rules.longest)
+        self.sources = torch.arange(self.source_count).repeat_interleave(settings.groups)
+        self.numbers = torch.arange(settings.groups).repeat(self.source_count)
         self.history = torch.zeros(len(self.sources), 1, 0, dtype=torch.int64)
         self.scores = torch.zeros(len(self.sources), 1, dtype=torch.float64)
         self._names = list(range(len(self.sources)))  # of groups that still search
@@ -63,38 +78,30 @@ class _Groups:
         """int64 [sources], rows of each."""
         return self.sources.bincount(minlength=self.source_count) * self.scores.shape[1]
 
-    def rows_sources(self) -> Tensor:
-        """int64 [rows], whose each row is."""
-        return self.sources.repeat_interleave(self.scores.shape[1])
-
-    def choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(self, next_words: NextWords) -> tuple[Tensor, Tensor]:
         """Goes one word further.
-
-        Args:
-            log_probs: float32 [rows, words].
 
         Returns:
             parents, words: int64 [rows], of the rows from now on, as `Steps.next` takes them.
         """
-        if self.settings.groups == 1 or self.settings.diversity == 0:
-            scores, parents, words = self._candidates(log_probs, slice(None))
-        else:
-            scores, parents, words = self._diverse_candidates(log_probs)
-        ends = words == self.end
-        self._end(scores, parents, ends)
+        candidates = self._candidates(next_words)
+        is_diverse = self.settings.groups > 1 and self.settings.diversity > 0
+        chosen = self._diverse(candidates) if is_diverse else candidates.best(2 * self.beams)
+        ends = chosen.words == self.rules.end
+        self._end(chosen, ends)
         # the best without end, in order: there are at most as many ends as hypotheses
         going = ends.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.beams]
-        scores = scores.masked_fill(ends, -torch.inf)
-        scores, parents, words = (values.gather(1, going) for values in (scores, parents, words))
+        self.scores, parents, words = chosen._replace(scores=chosen.scores.masked_fill(ends, -torch.inf)).at(going)
         before = self.history.gather(1, parents[..., None].expand(-1, -1, self.history.shape[2]))
         parents = parents + torch.arange(len(parents))[:, None] * self.history.shape[1]
         self.history = torch.cat([before, words[..., None]], 2)
-        self.scores = scores
         searching = self._searching()
-        for name in ("sources", "numbers", "history", "scores"):
-            setattr(self, name, getattr(self, name)[searching])
-        self._names = [name for name, still in zip(self._names, searching.tolist(), strict=True) if still]
-        return parents[searching].flatten(), words[searching].flatten()
+        if not searching.all():
+            for name in ("sources", "numbers", "history", "scores"):
+                setattr(self, name, getattr(self, name)[searching])
+            parents, words = parents[searching], words[searching]
+            self._names = [name for name, still in zip(self._names, searching.tolist(), strict=True) if still]
+        return parents.flatten(), words.flatten()
 
     def results(self) -> list[list[Hypothesis]]:
         """For each source what its groups found."""
@@ -102,52 +109,60 @@ class _Groups:
         found = [self._found[first : first + groups] for first in range(0, len(self._found), groups)]
         return [best([one for group in of_source for one in group]) for of_source in found]
 
-    def _candidates(self, log_probs: Tensor, chosen: slice | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best continuations of some groups: scores, beams and words [groups, 2 * beams], the best first."""
-        most = 2 * self.beams
-        values, words = top_words(log_probs, most)
-        before = self.scores[chosen]
-        scores = before[:, :, None] + values.double().unflatten(0, before.shape)
-        scores, places = scores.flatten(1).sort(dim=1, descending=True, stable=True)
-        scores, places = scores[:, :most], places[:, :most]
-        return scores, places // most, words.view(len(before), -1).gather(1, places)
+    def _candidates(self, next_words: NextWords) -> _Candidates:
+        """For each hypothesis enough continuations that the rules allow, of which each group can choose its best."""
+        history, sources = self.history.flatten(0, 1), self.sources.repeat_interleave(self.scores.shape[1])
+        forbidden = self.rules.forbidden(history, sources)
+        most = 2 * self.beams + int((forbidden != NO_WORD).sum(1).max())
+        if self.settings.diversity > 0:  # words that groups before have chosen
+            most += (self.settings.groups - 1) * self.beams
+        log_probs, words, of_end = next_words.likeliest(most, self.rules.end)
+        log_probs = log_probs.masked_fill((words[..., None] == forbidden[:, None]).any(2), -torch.inf)
+        must_end = self.rules.must_end(history, sources)
+        if must_end.any():
+            may_end = (forbidden != self.rules.end).all(1)
+            log_probs = log_probs.masked_fill(must_end[:, None], -torch.inf)
+            words[must_end, 0] = self.rules.end
+            log_probs[:, 0] = torch.where(must_end & may_end, of_end, log_probs[:, 0])
+        groups, beams = self.scores.shape
+        scores = self.scores[..., None] + log_probs.double().view(groups, beams, most)
+        parents = torch.arange(beams).repeat_interleave(most).expand(groups, -1)
+        return _Candidates(scores.flatten(1), parents, words.view(groups, -1))
 
-    def _diverse_candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One group of each source after the other, the words chosen before made less likely."""
-        beams = self.scores.shape[1]
-        rows = log_probs.unflatten(0, (-1, beams))
-        shape = len(self.sources), 2 * self.beams
-        scores, parents, words = torch.empty(shape).double(), torch.empty(shape).long(), torch.empty(shape).long()
-        taken = torch.zeros(self.source_count, log_probs.shape[1])  # how often a word was chosen in this step
+    def _diverse(self, candidates: _Candidates) -> _Candidates:
+        """The best candidates, one group of each source after the other, words that were chosen before less likely."""
+        count = 2 * self.beams
+        chosen = _Candidates(*(values[:, :1].repeat(1, count) for values in candidates))
+        taken = torch.full((self.source_count, self.settings.groups * self.beams), NO_WORD)
         for number in range(self.settings.groups):
-            chosen = (self.numbers == number).nonzero().squeeze(1)
-            if not len(chosen):
-                continue
-            sources = self.sources[chosen]
-            lost = self.settings.diversity * taken[sources]  # [groups, words]
-            _, parents[chosen], words[chosen] = self._candidates((rows[chosen] - lost[:, None]).flatten(0, 1), chosen)
-            groups, hypotheses = chosen[:, None], parents[chosen]
-            scores[chosen] = self.scores[groups, hypotheses] + rows[groups, hypotheses, words[chosen]].double()
-            going = (words[chosen] != self.end).cumsum(1) <= self.beams
-            going &= (words[chosen] != self.end) & (scores[chosen] > -torch.inf)
-            taken.index_put_((sources[:, None].expand_as(going), words[chosen]), going.float(), accumulate=True)
-        return scores, parents, words
+            groups = (self.numbers == number).nonzero().squeeze(1)
+            own, sources = _Candidates(*(values[groups] for values in candidates)), self.sources[groups]
+            times = (own.words[..., None] == taken[sources, None]).sum(2)
+            best_of_group = own.best(count, self.settings.diversity * times)
+            for values, of_group in zip(chosen, best_of_group, strict=True):
+                values[groups] = of_group
+            goes_on = (best_of_group.words != self.rules.end) & (best_of_group.scores > -torch.inf)
+            goes_on &= goes_on.cumsum(1) <= self.beams
+            order = goes_on.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.beams]
+            words = best_of_group.words.masked_fill(~goes_on, NO_WORD).gather(1, order)
+            taken[sources, number * self.beams : (number + 1) * self.beams] = words
+        return chosen
 
-    def _end(self, scores: Tensor, parents: Tensor, ends: Tensor) -> None:
+    def _end(self, chosen: _Candidates, ends: Tensor) -> None:
         """Takes note of what ends among the best."""
-        ended = ends[:, : self.beams] & (scores[:, : self.beams] > -torch.inf)
+        ended = ends[:, : self.beams] & (chosen.scores[:, : self.beams] > -torch.inf)
         for group, rank in ended.nonzero().tolist():
-            words = self.history[group, parents[group, rank]].tolist()
-            found = self._found[self._names[group]]
-            found.append(Hypothesis.ended(words, scores[group, rank].item(), self.settings.length_penalty))
-            self._found[self._names[group]] = best(found)[: self.beams]
+            words = self.history[group, chosen.parents[group, rank]].tolist()
+            one = Hypothesis.ended(words, chosen.scores[group, rank].item(), self.settings.length_penalty)
+            name = self._names[group]
+            self._found[name] = best([*self._found[name], one])[: self.beams]
 
     def _searching(self) -> Tensor:
         """bool [groups], which have to go on."""
         written = self.history.shape[2]
         with_end = self.scores.amax(1) / (written + 1) ** self.settings.length_penalty
         worst = torch.tensor([self._worst(self._found[name]) for name in self._names], dtype=torch.float64)
-        return (with_end > worst) & (self.longest[self.sources] >= written)
+        return (with_end > worst) & (self.rules.longest[self.sources] >= written)
 
     def _worst(self, found: Sequence[Hypothesis]) -> float:
         return found[-1].score if len(found) == self.beams else -torch.inf

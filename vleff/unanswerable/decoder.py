@@ -99,7 +99,7 @@ class Decoder(nn.Module):
 
     def step(
         self, words: Tensor, hidden: Tensor, cell: Tensor, beams: RaggedBatch, memory: DecoderMemory
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[RaggedBatch, Tensor, Tensor]:
         """One more word for each beam. Without gradient.
 
         Args:
@@ -108,12 +108,12 @@ class Decoder(nn.Module):
             beams: which rows are a sample's; its values do not count.
 
         Returns:
-            log-probabilities of all words, float32 [beams, extended_size]; the next hidden and cell states.
+            outputs [beams, width]; the next hidden and cell states.
         """
         each = torch.arange(words.shape[0] + 1, dtype=torch.int32, device=words.device)
         states, cell = self.lstm(RaggedBatch(words, each, 1), hidden, cell)
         outputs = self._read(RaggedBatch(states.values, beams.offsets, beams.max_length), memory)
-        return self.copy.rows(outputs, memory.copied, memory.extended_size), states.values, cell
+        return outputs, states.values, cell
 
     def _read(self, states: RaggedBatch, memory: DecoderMemory) -> RaggedBatch:
         queries = self.query(states.values).chunk(2, 1)

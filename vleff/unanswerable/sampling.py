@@ -36,8 +36,9 @@ def sample(
     history = torch.zeros(len(sources), 0, dtype=torch.int64)
     scores = torch.zeros(len(sources), dtype=torch.float64)
     found: list[list[Hypothesis]] = [[] for _ in seeds]
-    log_probs = steps.first(sources.bincount(minlength=len(seeds)))
+    next_words = steps.first(sources.bincount(minlength=len(seeds)))
     while True:
+        log_probs = next_words.all()
         rules.apply(log_probs, history, sources)
         words = draw(log_probs, draws[rows, history.shape[1]], settings.temperature, settings.top_p)
         scores = scores + log_probs.gather(1, words[:, None]).squeeze(1).double()
@@ -49,7 +50,7 @@ def sample(
             return [best(of_source) for of_source in found]
         words, sources, rows, scores = words[going], sources[going], rows[going], scores[going]
         history = torch.cat([history[going], words[:, None]], 1)
-        log_probs = steps.next(going, words, sources.bincount(minlength=len(seeds)))
+        next_words = steps.next(going, words, sources.bincount(minlength=len(seeds)))
 
 
 def draw(log_probs: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:

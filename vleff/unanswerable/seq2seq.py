@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vleff.training.checkpoints import replace_file
 from vleff.unanswerable.beam_search import beam_search
-from vleff.unanswerable.decoding import Rules
+from vleff.unanswerable.decoding import DenseWords, Rules
 from vleff.unanswerable.generation import GenerationSettings, checked_count, different, in_batches
 from vleff.unanswerable.sampling import sample
 from vleff.unanswerable.source_words import cut_paragraph
@@ -156,18 +156,18 @@ class _ModelSteps:
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._cache: Any = None
 
-    def first(self, per_source: Tensor) -> Tensor:
+    def first(self, per_source: Tensor) -> DenseWords:
         sources = _sources_of_rows(per_source)
         start = self._start.expand(len(sources), -1)
         return self._step(start, self._read[sources], sources)
 
-    def next(self, parents: Tensor, words: Tensor, per_source: Tensor) -> Tensor:
+    def next(self, parents: Tensor, words: Tensor, per_source: Tensor) -> DenseWords:
         sources = _sources_of_rows(per_source)
         self._cache.batch_select_indices(parents)
         # the cache has what the decoder makes of the sources: only the shape of what they read counts from now on
         return self._step(words[:, None], self._read[:1].expand(len(sources), -1, -1), sources)
 
-    def _step(self, words: Tensor, read: Tensor, sources: Tensor) -> Tensor:
+    def _step(self, words: Tensor, read: Tensor, sources: Tensor) -> DenseWords:
         outputs = self._model(
             encoder_outputs=BaseModelOutput(last_hidden_state=read),
             attention_mask=self._mask[sources],
@@ -176,7 +176,7 @@ class _ModelSteps:
             **{self._cache_name: self._cache},
         )
         self._cache = outputs[self._cache_name]
-        return outputs.logits[:, -1].float().log_softmax(1).cpu()
+        return DenseWords(outputs.logits[:, -1].float().log_softmax(1).cpu())
 
 
 def _sources_of_rows(per_source: Tensor) -> Tensor:

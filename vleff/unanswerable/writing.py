@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vleff.nn.copy_attention import CopyAttention
 from vleff.nn.ragged import RaggedBatch
 from vleff.unanswerable.batches import Batch
 from vleff.unanswerable.beam_search import beam_search
+from vleff.unanswerable.decoder import DecoderMemory
 from vleff.unanswerable.decoding import Rules
 from vleff.unanswerable.generation import GenerationSettings, different, in_batches
 from vleff.unanswerable.sampling import sample
@@ -83,11 +85,13 @@ class ModelSteps:
         self._extended = functional.embedding(batch["extended_words"], written)  # [words of all extensions, width]
         self._extensions = batch["extended_offsets"][:-1] - self._generated
 
-    def first(self, per_source: Tensor) -> Tensor:
+    def first(self, per_source: Tensor) -> "ModelWords":
+        """As of `Steps`."""
         sources = torch.arange(len(per_source)).repeat_interleave(per_source)
         return self._step(sources, self._words[START_NUMBER].expand(len(sources), -1), per_source)
 
-    def next(self, parents: Tensor, words: Tensor, per_source: Tensor) -> Tensor:
+    def next(self, parents: Tensor, words: Tensor, per_source: Tensor) -> "ModelWords":
+        """As of `Steps`."""
         vectors = functional.embedding(words.clamp(max=self._generated - 1), self._words)
         if len(self._extended):
             sources = torch.arange(len(per_source)).repeat_interleave(per_source)
@@ -96,16 +100,32 @@ class ModelSteps:
             vectors = torch.where(is_extended[:, None], functional.embedding(places, self._extended), vectors)
         return self._step(parents, vectors, per_source)
 
-    def _step(self, parents: Tensor, vectors: Tensor, per_source: Tensor) -> Tensor:
+    def _step(self, parents: Tensor, vectors: Tensor, per_source: Tensor) -> "ModelWords":
         offsets = functional.pad(per_source.cumsum(0, dtype=torch.int32), (1, 0))
-        log_probs, self._hidden, self._cell = self._decoder.step(
+        outputs, self._hidden, self._cell = self._decoder.step(
             vectors,
             self._hidden.index_select(0, parents),
             self._cell.index_select(0, parents),
             RaggedBatch(vectors, offsets, int(per_source.max())),
             self._memory,
         )
-        return log_probs
+        return ModelWords(self._decoder.copy, outputs, self._memory)
+
+
+class ModelWords:
+    """`NextWords` of the outputs of a decoder."""
+
+    def __init__(self, copy: CopyAttention, outputs: RaggedBatch, memory: DecoderMemory) -> None:
+        self._copy, self._outputs, self._memory = copy, outputs, memory
+
+    def likeliest(self, count: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As of `NextWords`."""
+        memory = self._memory
+        return self._copy.likeliest(self._outputs, memory.copied, memory.extended_size, count, end)
+
+    def all(self) -> Tensor:
+        """As of `NextWords`."""
+        return self._copy.rows(self._outputs, self._memory.copied, self._memory.extended_size)
 
 
 @contextmanager

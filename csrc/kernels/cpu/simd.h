@@ -160,6 +160,19 @@ inline Float maximum(Float a, Float b) {
 #endif
 }
 
+// Whether a > b in any lane; never where an operand is NaN.
+inline bool any_above(Float a, Float b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+#else
+  for (int lane = 0; lane < lanes; ++lane)
+    if (a[lane] > b[lane]) return true;
+  return false;
+#endif
+}
+
 // lane -> lane ^ distance
 template <int distance, int... lane>
 inline Float swap_lanes(Float value, std::integer_sequence<int, lane...>) {

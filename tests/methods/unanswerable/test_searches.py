@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vleff.unanswerable.beam_search import beam_search
-from vleff.unanswerable.decoding import Rules
+from vleff.unanswerable.decoding import DenseWords, Rules
 from vleff.unanswerable.generation import GenerationSettings, Hypothesis
 from vleff.unanswerable.sampling import draw, sample
 
@@ -31,23 +31,23 @@ class Table:
         self.last: list[tuple[int, int]] = []
         self.steps = self.rows = 0
 
-    def first(self, per_source: Tensor) -> Tensor:
+    def first(self, per_source: Tensor) -> DenseWords:
         self.steps = 0
         self.last = [(START, START)] * int(per_source.sum())
         return self._rows(per_source)
 
-    def next(self, parents: Tensor, words: Tensor, per_source: Tensor) -> Tensor:
+    def next(self, parents: Tensor, words: Tensor, per_source: Tensor) -> DenseWords:
         self.last = [
             (self.last[parent][1], word) for parent, word in zip(parents.tolist(), words.tolist(), strict=True)
         ]
         return self._rows(per_source)
 
-    def _rows(self, per_source: Tensor) -> Tensor:
+    def _rows(self, per_source: Tensor) -> DenseWords:
         sources = torch.arange(len(per_source)).repeat_interleave(per_source).tolist()
         assert len(sources) == len(self.last)
         rows = [self.tables[source][self.steps][last] for source, last in zip(sources, self.last, strict=True)]
         self.steps, self.rows = self.steps + 1, self.rows + len(sources)
-        return torch.stack(rows)
+        return DenseWords(torch.stack(rows))
 
 
 def random_table(words: int, sharpness: float = 2.0) -> Tensor:
