@@ -18,6 +18,7 @@ from vleff.data.squad import Question, read_squad
 from vleff.data.squad_stream import BadRecord, stream_articles
 from vleff.unanswerable.answerability import AnswerabilityReader
 from vleff.unanswerable.augmenting import AugmentationSettings
+from vleff.unanswerable.generation import GenerationSettings
 from vleff.unanswerable.generators import GeneratorRecipe, fingerprint, generator_recipe
 from vleff.unanswerable.sources import Candidate, GenerationSource
 
@@ -268,4 +269,7 @@ def test_fingerprints(tmp_path: Path) -> None:
     (tmp_path / "b/model").write_text("Weights")
     assert fingerprint(tmp_path / "b") != first and fingerprint("someone/model") == "someone/model"
     recipe = generator_recipe(tmp_path / "a")
-    assert (recipe.name, recipe.version) == ("a", first)
+    assert recipe.name == "a" and recipe.version.startswith(f"{first}-")
+    assert generator_recipe(tmp_path / "a", GenerationSettings(batch=3)).version == recipe.version
+    other = generator_recipe(tmp_path / "a", GenerationSettings(beams=3)).version
+    assert other.startswith(f"{first}-") and other != recipe.version
