@@ -22,6 +22,8 @@ from vleff.unanswerable.generation import GenerationSettings
 from vleff.unanswerable.generators import GeneratorRecipe, fingerprint, generator_recipe
 from vleff.unanswerable.sources import Candidate, GenerationSource
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ANSWERABLE = sum(bool(question.answers) for paragraph in read_squad(EXCERPT) for question in paragraph.questions)
 
 

@@ -19,6 +19,8 @@ from vleff.unanswerable.evaluation import HEADINGS
 from vleff.unanswerable.pair_files import save_pairs
 from vleff.unanswerable.pairs import build_pairs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAGE = (Path(__file__).parents[3] / "docs" / "augmentation.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 COMMANDS = [line for line in PAGE.splitlines() if line.startswith("vleff unanswerable")]
