@@ -199,6 +199,22 @@ def test_malformed_records_and_failures_are_reported_by_id_and_stop_nothing(tmp_
     assert generated(tmp_path / "job") == others and len(others) == ANSWERABLE - 2
 
 
+def test_scores_that_are_no_numbers_make_no_invalid_json(tmp_path: Path) -> None:
+    class Strange:
+        def generate(self, sources: Sequence[GenerationSource], *, count: int = 1) -> list[list[Candidate]]:
+            return [[Candidate("Who \x00 \u2028 asks?", score)] for _, score in zip(sources, (nan, inf), strict=False)]
+
+    nan, inf = float("nan"), float("inf")
+    run(EXCERPT, tmp_path / "job", GeneratorRecipe("strange", "1", Strange), batch=1)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "job/augmented.json").read_text(), parse_constant=refuse)
+    assert {record["provenance"]["score"] for record in generated(tmp_path / "job")} == {None}
+    assert list(stream_articles(tmp_path / "job/augmented.json", pytest.fail))
+
+
 def test_a_generator_that_fails_on_everything_stops_the_job(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="20 questions in a row failed, the last: a question has '' in it"):
         run(EXCERPT, tmp_path / "job", negator(bad=""))
