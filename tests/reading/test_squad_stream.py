@@ -56,6 +56,9 @@ def test_questions_are_written_as_they_were_read() -> None:
     [
         ({"id": None, "question": ""}, "expected text"),
         ({"question": 7}, "expected text"),
+        ({"question": "half a pair: \ud800"}, "expected text"),
+        ({"id": "\udfff"}, "expected text"),
+        ({"answers": [{"text": "beans", "answer_start": float("inf")}]}, "cannot convert"),
         ({"answers": "beans"}, "indices"),
         ({"answers": None}, "not iterable"),
         ({"answers": [{"text": "beans"}]}, "'answer_start' is missing"),
@@ -76,7 +79,8 @@ def test_malformed_questions_are_left_out(tmp_path: Path, change: dict[str, Any]
     path = write(tmp_path / "squad.json", [article(GOOD, {**GOOD, "id": "bad", **change}, after)])
     (paragraph,), (bad,) = stream(path)
     assert [question.id for question in paragraph.questions] == ["g", "after"]
-    assert bad.id == str(change.get("id", "bad")) and bad.place == "article 0, paragraph 0, question 1"
+    id = str(change.get("id", "bad")).encode(errors="backslashreplace").decode()
+    assert bad.id == id and bad.place == "article 0, paragraph 0, question 1"
     assert reason in bad.reason and reason in str(bad)
 
 
@@ -86,17 +90,19 @@ def test_malformed_paragraphs_and_articles_are_left_out(tmp_path: Path) -> None:
     del missing["paragraphs"][0]["context"]
     again = article(GOOD, GOOD, "text")
     broken = [7, None, {"title": "A"}, {"title": 1, "paragraphs": []}, missing, article(GOOD, context=3), again]
+    broken += [{"title": "\ud800", "paragraphs": []}, article(GOOD, context="\udfff Coffee")]
     paragraphs, bad = stream(write(tmp_path / "squad.json", [good, *broken, good]))
     assert [paragraph.questions for paragraph in paragraphs] == [paragraphs[0].questions] * 3
-    assert [one.place.split(",")[0] for one in bad] == [f"article {n}" for n in (1, 2, 3, 4, 5, 6, 7, 7)]
-    assert bad[-2].id == "g" and "has this id" in bad[-2].reason
+    assert [one.place.split(",")[0] for one in bad] == [f"article {n}" for n in (1, 2, 3, 4, 5, 6, 7, 7, 8, 9)]
+    assert bad[-4].id == "g" and "has this id" in bad[-4].reason
 
 
 def test_an_article_that_is_not_json_is_left_out(tmp_path: Path) -> None:
     good = json.dumps(article(GOOD))
-    (tmp_path / "squad.json").write_text(f'{{"data": [{good}, {{"title": nonsense}}, {good}]}}')
-    paragraphs, (bad,) = stream(tmp_path / "squad.json")
-    assert len(paragraphs) == 2 and bad.place == "article 1"
+    deep = f'{{"title": {"[" * 100_000}{"]" * 100_000}}}'
+    (tmp_path / "squad.json").write_text(f'{{"data": [{good}, {{"title": nonsense}}, {deep}, {good}]}}')
+    paragraphs, bad = stream(tmp_path / "squad.json")
+    assert len(paragraphs) == 2 and [one.place for one in bad] == ["article 1", "article 2"]
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def stream_articles(path: str | Path, report: Callable[[BadRecord], object]) -> 
     """The articles of a file in SQuAD 1.1 or 2.0 format, one after the other.
 
     Questions, paragraphs and articles that are malformed are left out: fields that are missing or of another type,
-    empty texts, answers that are not at their place, questions that are impossible and answered or neither, and
-    ids that an article has twice. Articles without any sound paragraph still come, without paragraphs.
+    texts that are empty or no Unicode, answers that are not at their place, questions that are impossible and answered
+    or neither, and ids that an article has twice. Articles without any sound paragraph still come, without paragraphs.
 
     Args:
         path: a `.json` file, or a `.json.gz` file.
@@ -68,10 +68,10 @@ def stream_articles(path: str | Path, report: Callable[[BadRecord], object]) -> 
 
 def question_fault(question: Question, context: str) -> str | None:
     """What is wrong with a question that was read; None if nothing is."""
-    if not isinstance(question.text, str) or not question.text.strip():
+    if not isinstance(question.text, str) or not question.text.strip() or not _is_unicode(question.text):
         return f'"question" is {question.text!r}, expected text'
-    if not question.id:
-        return '"id" is empty'
+    if not question.id or not _is_unicode(question.id):
+        return f'"id" is {question.id!r}, expected text'
     if question.is_impossible == bool(question.answers):
         return "is_impossible, but has answers" if question.answers else "has no answer, but is not is_impossible"
     for answer in question.answers + question.plausible_answers:
@@ -119,9 +119,9 @@ def _article(number: int, text: str, report: Callable[[BadRecord], object]) -> A
         content = json.loads(text)
         title = content.get("title", "")
         paragraphs = content["paragraphs"]
-        if not isinstance(title, str) or not isinstance(paragraphs, list):
+        if not isinstance(title, str) or not _is_unicode(title) or not isinstance(paragraphs, list):
             raise TypeError('expected a text "title" and a list "paragraphs"')
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         report(BadRecord("", place, _reason(error)))
         return Article(number, "", ())
     ids: set[str] = set()
@@ -134,7 +134,8 @@ def _paragraph(
 ) -> Paragraph | None:
     try:
         context, contents = content["context"], content["qas"]
-        if not isinstance(context, str) or not context.strip() or not isinstance(contents, list):
+        is_text = isinstance(context, str) and context.strip() and _is_unicode(context)
+        if not is_text or not isinstance(contents, list):
             raise TypeError('expected a text "context" and a list "qas"')
     except (KeyError, TypeError) as error:
         report(BadRecord("", place, _reason(error)))
@@ -145,7 +146,7 @@ def _paragraph(
         try:
             question = parse_question(one)
             fault = question_fault(question, context)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             fault = _reason(error)
         if fault is None and name in ids:
             fault = "another question of the article has this id"
@@ -153,8 +154,14 @@ def _paragraph(
             ids.add(name)
             questions.append(question)
         else:
-            report(BadRecord(name, f"{place}, question {q}", fault))
+            printable = name.encode(errors="backslashreplace").decode()
+            report(BadRecord(printable, f"{place}, question {q}", fault))
     return Paragraph(title, context, tuple(questions))
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON may hold halves of surrogate pairs, which no file can be written with."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Unanswerable questions for paragraphs: generated, compared with what is there, filtered by a reader."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -152,10 +153,10 @@ class Augmenter:
             "generator": self.recipe.name,
             "version": self.recipe.version,
             "source": source.id,
-            "score": round(draft.candidate.score, 4),
+            "score": _rounded(draft.candidate.score),
         }
         if margin is not None:
-            provenance["no_answer_margin"] = round(margin, 4)
+            provenance["no_answer_margin"] = _rounded(margin)
         return question_json(Question(id, text, (), source.answers[:1], True)) | {"provenance": provenance}
 
 
@@ -217,6 +218,10 @@ def _fault(candidate: Candidate, source: Question, seen: set[tuple[str, ...]]) -
         return REPEATED
     seen.add(words)
     return None
+
+
+def _rounded(number: float) -> float | None:
+    return round(number, 4) if math.isfinite(number) else None  # JSON knows no others
 
 
 def _reason(error: Exception) -> str:

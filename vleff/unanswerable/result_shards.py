@@ -96,6 +96,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=_SECONDS_TO_WAIT)
     try:
         database.execute("CREATE TABLE IF NOT EXISTS results (number INTEGER PRIMARY KEY, content TEXT NOT NULL)")
+    except sqlite3.OperationalError as error:
+        database.close()
+        raise OSError(f"{path}: {error}") from error
     except sqlite3.DatabaseError as error:
         database.close()
         raise ValueError(f"{path}: expected a shard of results, got {error}") from error

@@ -18,8 +18,11 @@ from vleff.data.squad import Question, read_squad
 from vleff.data.squad_stream import BadRecord, stream_articles
 from vleff.unanswerable.answerability import AnswerabilityReader
 from vleff.unanswerable.augmenting import AugmentationSettings
+from vleff.unanswerable.generation import GenerationSettings
 from vleff.unanswerable.generators import GeneratorRecipe, fingerprint, generator_recipe
 from vleff.unanswerable.sources import Candidate, GenerationSource
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ANSWERABLE = sum(bool(question.answers) for paragraph in read_squad(EXCERPT) for question in paragraph.questions)
 
@@ -196,6 +199,22 @@ def test_malformed_records_and_failures_are_reported_by_id_and_stop_nothing(tmp_
     assert generated(tmp_path / "job") == others and len(others) == ANSWERABLE - 2
 
 
+def test_scores_that_are_no_numbers_make_no_invalid_json(tmp_path: Path) -> None:
+    class Strange:
+        def generate(self, sources: Sequence[GenerationSource], *, count: int = 1) -> list[list[Candidate]]:
+            return [[Candidate("Who \x00 \u2028 asks?", score)] for _, score in zip(sources, (nan, inf), strict=False)]
+
+    nan, inf = float("nan"), float("inf")
+    run(EXCERPT, tmp_path / "job", GeneratorRecipe("strange", "1", Strange), batch=1)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "job/augmented.json").read_text(), parse_constant=refuse)
+    assert {record["provenance"]["score"] for record in generated(tmp_path / "job")} == {None}
+    assert list(stream_articles(tmp_path / "job/augmented.json", pytest.fail))
+
+
 def test_a_generator_that_fails_on_everything_stops_the_job(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="20 questions in a row failed, the last: a question has '' in it"):
         run(EXCERPT, tmp_path / "job", negator(bad=""))
@@ -269,3 +288,6 @@ def test_fingerprints(tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "b") != first and fingerprint("someone/model") == "someone/model"
     recipe = generator_recipe(tmp_path / "a")
     assert recipe.name == "a" and recipe.version.startswith(f"{first}-")
+    assert generator_recipe(tmp_path / "a", GenerationSettings(batch=3)).version == recipe.version
+    other = generator_recipe(tmp_path / "a", GenerationSettings(beams=3)).version
+    assert other.startswith(f"{first}-") and other != recipe.version

@@ -19,6 +19,8 @@ from vleff.unanswerable.evaluation import HEADINGS
 from vleff.unanswerable.pair_files import save_pairs
 from vleff.unanswerable.pairs import build_pairs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAGE = (Path(__file__).parents[3] / "docs" / "augmentation.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 COMMANDS = [line for line in PAGE.splitlines() if line.startswith("vleff unanswerable")]
@@ -44,7 +46,7 @@ def test_the_examples_run_in_their_order(reader: str, capsys: pytest.CaptureFixt
     assert str(names["report"]) in capsys.readouterr().out and sum(names["report"].candidates.values()) > 10
     exec(own, names)
     texts = [question.text for one in read_squad("negated/augmented.json") for question in one.questions]
-    assert names["report"].candidates["kept"] > 0 and any(" is not " in text for text in texts)
+    assert names["report"].candidates["kept"] > 0 and any(" is never " in text for text in texts)
     exec(swapping, names)
     promised = re.findall(r"'(.*?)'", swapping.splitlines()[-1])
     assert [candidate.text for candidate in names["candidates"][0]] == promised

@@ -27,6 +27,8 @@ from vleff.unanswerable.generators import generator_recipe
 from vleff.unanswerable.ray_augmentation import augment_with_ray
 from vleff.unanswerable.result_shards import read_numbers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PARAGRAPHS = len(read_squad(EXCERPT))
 KILLS = 12
 

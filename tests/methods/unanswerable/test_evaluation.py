@@ -18,6 +18,8 @@ from vleff.unanswerable.metrics import bleu, copy_rate, gleu, repetition_rate, r
 from vleff.unanswerable.pairs import build_pairs
 from vleff.unanswerable.words import lower_words
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAIRS = build_pairs(paragraphs())[:40]
 
 

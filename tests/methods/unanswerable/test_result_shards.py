@@ -116,7 +116,7 @@ def test_a_shard_in_use_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     other = sqlite3.connect(tmp_path / "a.sqlite")
     other.execute("BEGIN EXCLUSIVE")
     start = time.monotonic()
-    with pytest.raises(ValueError, match="database is locked"):
+    with pytest.raises(OSError, match="database is locked"):
         add(tmp_path, "a", 1)
     assert time.monotonic() - start > 0.15
     other.close()

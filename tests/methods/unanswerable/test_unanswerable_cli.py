@@ -14,6 +14,8 @@ from vleff.data.squad_stream import stream_articles
 from vleff.unanswerable.pair_files import load_pairs, save_pairs
 from vleff.unanswerable.pairs import build_pairs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["unanswerable", *map(str, arguments)])

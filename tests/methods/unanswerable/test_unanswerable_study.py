@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from methods.unanswerable.corpus import paragraphs, write_squad2
 from reading.excerpt import make_tokenizer, small_reader
 
@@ -21,9 +20,8 @@ PATH = Path(__file__).parents[3] / "examples" / "unanswerable_study.py"
 
 
 @pytest.fixture(autouse=True)
-def _quick(_same_start: None) -> Iterator[None]:
-    """Small models are slower with two threads; and each training collects garbage, of which imports leave much."""
-    torch.set_num_threads(1)
+def _quick(one_thread: None) -> Iterator[None]:
+    """Each training collects garbage, of which imports leave much."""
     gc.freeze()
     yield
     gc.unfreeze()
