@@ -16,6 +16,7 @@ cores, and its checkpoints are in --work; each unit's result is a small file in 
 import argparse
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -117,7 +118,9 @@ class Study:
             self.once(f"questions-{arm.replace(' ', '-')}", lambda arm=arm: self.augmented(arm)[1])
         for seed in self.plan.seeds:
             for arm in ARMS:
-                self.once(f"reader-{arm.replace(' ', '-')}-{seed}", lambda arm=arm, seed=seed: self.reader(arm, seed))
+                name = f"reader-{arm.replace(' ', '-')}-{seed}"
+                self.once(name, lambda arm=arm, seed=seed, name=name: self.reader(name, arm, seed))
+                shutil.rmtree(self.work / name, ignore_errors=True)  # 90 MB each
 
     def once(self, name: str, unit: Any) -> None:
         path = self.results / f"{name}.json"
@@ -151,6 +154,7 @@ class Study:
         reader.save_pretrained(part)
         self.tokenizer.save_pretrained(part)
         part.rename(folder)
+        shutil.rmtree(folder.with_name(f"{folder.name}-training"))
 
     def tuned(self, name: str, paragraphs: Sequence[Paragraph], seed: int) -> Path:
         """A reader that goes on from the first one with answerable and unanswerable questions."""
@@ -195,10 +199,9 @@ class Study:
         assert report is not None
         return folder / "augmented.json", asdict(report)
 
-    def reader(self, arm: str, seed: int) -> dict[str, Any]:
+    def reader(self, name: str, arm: str, seed: int) -> dict[str, Any]:
         """One reader: its scores on the second part."""
         paragraphs = self.learnt if arm == "none" else read_squad(self.augmented(arm)[0])
-        name = f"reader-{arm.replace(' ', '-')}-{seed}"
         folder = self.tuned(name, paragraphs, seed)
         reader = vleff.accelerate(AutoModelForQuestionAnswering.from_pretrained(folder))
         examples = sample(span_examples(self.asked), self.plan.asked)
