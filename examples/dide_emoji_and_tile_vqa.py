@@ -46,9 +46,9 @@ from transformers.trainer_utils import get_last_checkpoint
 import vleff
 from vleff.bench.timing import compare, measure_rounds
 from vleff.dide import DistillationConfig, DistillationTrainer, DualEncoder, FusionTeacher, paper_arguments
-from vleff.dide.dual_encoder import evaluating
 from vleff.dide.recipes import recalls
 from vleff.training.checkpoints import replace_file
+from vleff.training.evaluating import evaluating
 
 SEEDS = (0, 1, 2)
 TRAINED_VENDOR, TESTED_VENDOR = "google", "twitter"

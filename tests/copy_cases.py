@@ -61,6 +61,20 @@ def make_inputs(
     }
 
 
+def inputs_far_below() -> Inputs:
+    """Targets that are only at positions hundreds of nats below the best one, or hardly ever generated."""
+    inputs = make_inputs([(3, 2, 20)], scale=1.0)
+    inputs["queries"] = torch.ones(3, 16)
+    keys = torch.zeros(20, 16)
+    keys[1:] -= 30  # logits -480
+    ids = torch.tensor([1] + [7] * 19, dtype=torch.int32)
+    inputs["paragraph"] = CopyMemory(keys, ids, inputs["paragraph"].offsets, 20)
+    inputs["question"] = inputs["question"]._replace(ids=torch.tensor([2, 3], dtype=torch.int32))
+    inputs["targets"] = torch.tensor([7, 7, 9])
+    inputs["generate_log_probs"] = torch.tensor([-torch.inf, -600.0, -800.0])
+    return inputs
+
+
 def map_floats(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     """The inputs with the function of every floating-point tensor."""
     result = dict(inputs)

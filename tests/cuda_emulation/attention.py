@@ -1,97 +1,80 @@
-"""token_gather_attention on the emulated device, in every schedule, in a process of its own."""
+"""token_gather_attention on the emulated device."""
 
-import json
-import tempfile
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 import torch
+from attention_cases import Inputs
 from cuda_kernels import MOST_SHARED_BYTES
 from torch import Tensor
 
-from .building import EmulatedLibrary, run_worker
+from .building import EmulatedLibrary
+from .launching import Field, boolean, data_type, float32, head_rows, int64, launch, pointer, struct
 
 Result = tuple[Tensor, Tensor, Tensor]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # in the order of vleff::DataType
+_TENSORS = ("q", "k", "v", "q_offsets", "k_offsets", "q_index", "k_index", "head_mask", "key_bias", "seed")
 
 
-class EmulationError(Exception):
-    """The emulator has found a mistake of a kernel, or the kernel was not started."""
+def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
+    """What an AttentionProblem of these inputs points to, by name."""
+    return {name: inputs[name] for name in _TENSORS if inputs.get(name) is not None}
 
 
-def bytes_of(tensor: Tensor) -> np.ndarray:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy()
+def totals(inputs: Inputs) -> tuple[int, int]:
+    """Rows of the batch: queries and keys."""
+    indices = inputs.get("q_index"), inputs.get("k_index")
+    q, k = (len(inputs[side] if index is None else index) for side, index in zip("qk", indices, strict=True))
+    return q, k
 
 
-def storage_of(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory up to its last element: what lies behind that must not be read."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    length = tensor.storage_offset() + last + 1 if tensor.numel() else 0
-    return bytes_of(tensor.as_strided((length,), (1,), 0))
+def attention_problem(inputs: Inputs, results: Mapping[str, str]) -> Field:
+    """vleff::cuda::AttentionProblem
+
+    Args:
+        inputs: the arguments of `vleff.ops.token_gather_attention`.
+        results: what "out", "lse" and "importance" are called in the call; those that are not there are null.
+    """
+    tensors, (heads, head_dim) = tensors_of(inputs), inputs["q"].shape[1:]
+
+    def address(name: str) -> Field:
+        return pointer(name if name in tensors else None)
+
+    def side(name: str, total: int) -> Field:
+        index = tensors.get(f"{name}_index")
+        row_index = struct(address(f"{name}_index"), boolean(index is not None and index.dtype == torch.int64))
+        sizes = map(int64, (len(inputs[name]), total, inputs[f"max_{name}"]))
+        return struct(address(f"{name}_offsets"), row_index, *sizes)
+
+    scale = inputs.get("scale")
+    return struct(
+        data_type(inputs["q"].dtype),
+        *map(int64, (len(inputs["q_offsets"]) - 1, heads, head_dim)),
+        *(head_rows(name, tensors[name]) for name in "qkv"),
+        *map(side, "qk", totals(inputs)),
+        *(address("head_mask"), address("key_bias")),
+        float32(head_dim**-0.5 if scale is None else scale),
+        *(boolean(inputs.get("causal", False)), float32(inputs.get("dropout_p", 0)), address("seed")),
+        *(pointer(results.get(name)) for name in ("out", "lse", "importance")),
+    )
 
 
 def emulated_attention(
-    build: EmulatedLibrary,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_offsets: Tensor,
-    k_offsets: Tensor,
-    max_q: int,
-    max_k: int,
-    q_index: Tensor | None = None,
-    k_index: Tensor | None = None,
-    head_mask: Tensor | None = None,
-    key_bias: Tensor | None = None,
-    scale: float | None = None,
-    causal: bool = False,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    shared_limit: int = MOST_SHARED_BYTES,
+    build: EmulatedLibrary, shared_limit: int = MOST_SHARED_BYTES, **inputs: object
 ) -> tuple[list[Result], list[dict[str, int]]]:
     """Results and statistics of each schedule; arguments as of `vleff.ops.token_gather_attention`.
 
     Raises:
         EmulationError: with what the emulator reports.
     """
-    optional = {"q_index": q_index, "k_index": k_index, "head_mask": head_mask, "key_bias": key_bias, "seed": seed}
-    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
-    total_q = q.shape[0] if q_index is None else q_index.numel()
-    total_k = k.shape[0] if k_index is None else k_index.numel()
-    heads, head_dim = q.shape[1:]
-    shapes = {"out": (total_q, heads, head_dim), "lse": (total_q, heads), "importance": (total_k, heads)}
-    dtypes = {"out": q.dtype, "lse": torch.float32, "importance": torch.float32}
-    options = {
-        "shared_limit": shared_limit,
-        "type": DTYPES.index(q.dtype),
-        "batch": q_offsets.numel() - 1,
-        "heads": heads,
-        "head_dim": head_dim,
-        "scale": head_dim**-0.5 if scale is None else scale,
-        "causal": causal,
-        "dropout_p": dropout_p,
-        "first": {name: tensor.storage_offset() for name, tensor in (("q", q), ("k", k), ("v", v))},
-        "strides": {name: tensor.stride()[:2] for name, tensor in (("q", q), ("k", k), ("v", v))},
-        "rows": {"q": (q.shape[0], total_q, max_q), "k": (k.shape[0], total_k, max_k)},
-        "index_is_int64": {name[0]: t.dtype == torch.int64 for name, t in given.items() if name.endswith("_index")},
-        "result_bytes": {name: int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items()},
+    given: Inputs = inputs
+    queries, keys = totals(given)
+    heads, head_dim = given["q"].shape[1:]
+    results = {
+        "out": ((queries, heads, head_dim), given["q"].dtype),
+        "lse": ((queries, heads), torch.float32),
+        "importance": ((keys, heads), torch.float32),
     }
-    inputs = {"q": storage_of(q), "k": storage_of(k), "v": storage_of(v)}
-    inputs |= {"q_offsets": bytes_of(q_offsets), "k_offsets": bytes_of(k_offsets)}
-    inputs |= {name: bytes_of(tensor) for name, tensor in given.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        inputs_file, results_file = Path(folder, "inputs.npz"), Path(folder, "results.npz")
-        np.savez(inputs_file, options=json.dumps(options), **inputs)
-        done = run_worker("attention_worker.py", build.library, build.ptx, inputs_file, results_file)
-        if done.returncode:
-            raise EmulationError(done.stderr)
-        loaded: dict[str, Any] = dict(np.load(results_file))
-    statistics = json.loads(loaded["statistics"].item())
-
-    def result(name: str, schedule: int) -> Tensor:
-        target = torch.empty(shapes[name], dtype=dtypes[name])
-        bytes_of(target)[:] = loaded[f"{name} {schedule}"]
-        return target
-
-    return [tuple(result(name, i) for name in shapes) for i in range(len(statistics))], statistics
+    _, problem = attention_problem(given, {name: name for name in results})
+    found, statistics = launch(
+        build, "vleff_token_gather_attention_cuda", problem, tensors_of(given), results, shared_limit=shared_limit
+    )
+    return [(one["out"], one["lse"], one["importance"]) for one in found], statistics

@@ -12,13 +12,31 @@ from attention_cases import DTYPES  # in the order of vleff::DataType
 from cuda_kernels import MOST_SHARED_BYTES
 from torch import Tensor
 
-from .attention import EmulationError, bytes_of, storage_of
 from .building import EmulatedLibrary, run_worker
 
 # A field of a C struct, as JSON: its kind and its value; a struct's value is the list of its fields.
 Field = tuple[str, Any]
 Results = dict[str, Tensor]
 DTYPE_OF = {"float": torch.float32, "__nv_bfloat16": torch.bfloat16, "__half": torch.float16}
+
+
+class EmulationError(Exception):
+    """The emulator has found a mistake of a kernel, or the kernel was not started."""
+
+
+# What shows a mistake that was put into a kernel: a report of the emulator, or a result that is off.
+SHOWN = (EmulationError, AssertionError)
+
+
+def bytes_of(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def storage_of(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory up to its last element: what lies behind that must not be read."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    length = tensor.storage_offset() + last + 1 if tensor.numel() else 0
+    return bytes_of(tensor.as_strided((length,), (1,), 0))
 
 
 def int32(value: int) -> Field:

@@ -19,9 +19,9 @@ from head_masked_cases import (
 )
 from torch import Tensor
 
-from .attention import EmulationError
 from .building import Change, EmulatedLibrary, build_changed, build_kernels, is_full_run
 from .head_masked_linear import emulated_grad_weight, emulated_gradients, emulated_product
+from .launching import EmulationError
 
 pytestmark = pytest.mark.long
 

@@ -5,8 +5,9 @@ import torch
 from attention_cases import Inputs, error, exact, make_inputs, rounding
 from cuda_kernels import Tile
 
-from .attention import EmulationError, emulated_attention
+from .attention import emulated_attention
 from .building import EmulatedLibrary, is_full_run
+from .launching import EmulationError
 from .mutations import FLOAT, HALF, MUTATIONS, Mutation, build_mutated
 
 pytestmark = pytest.mark.long

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from vleff.ops import sum_rows
 
-from .attention import EmulationError
 from .building import Change, EmulatedLibrary, build_changed, build_kernels, is_full_run
-from .launching import boolean, data_type, int64, launch_alike, pointer, struct
+from .launching import EmulationError, boolean, data_type, int64, launch_alike, pointer, struct
 
 pytestmark = pytest.mark.long
 

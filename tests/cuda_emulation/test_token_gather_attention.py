@@ -23,12 +23,12 @@ from torch import Tensor
 
 from vleff.ops import token_gather_attention_reference
 
-from .attention import EmulationError, Result, emulated_attention
+from .attention import Result, emulated_attention
 from .building import EmulatedLibrary, build_kernels, is_full_run
+from .launching import DTYPE_OF, EmulationError
 
 pytestmark = pytest.mark.long
 
-DTYPE_OF = {"float": torch.float32, "__nv_bfloat16": torch.bfloat16, "__half": torch.float16}
 ODD_HEAD_SIZES = {32: 7, 64: 50, 128: 80, 256: 131}  # that are padded to a tile's width
 TILES = listed_tiles()
 

@@ -15,6 +15,7 @@ from copy_cases import (
     exact_gradients,
     gradients,
     in_dtype,
+    inputs_far_below,
     make_inputs,
     map_floats,
 )
@@ -85,16 +86,7 @@ def test_probabilities_of_all_words_sum_to_one(cpu_isa: str) -> None:
 
 
 def test_logarithms_far_below_the_smallest_number(cpu_isa: str) -> None:
-    """A target that is only at positions hundreds of nats below the best one, or hardly ever generated."""
-    inputs = make_inputs([(3, 2, 20)], scale=1.0)
-    inputs["queries"] = torch.ones(3, 16)
-    keys = torch.zeros(20, 16)
-    keys[1:] -= 30  # logits -480
-    ids = torch.tensor([1] + [7] * 19, dtype=torch.int32)
-    inputs["paragraph"] = CopyMemory(keys, ids, inputs["paragraph"].offsets, 20)
-    inputs["question"] = inputs["question"]._replace(ids=torch.tensor([2, 3], dtype=torch.int32))
-    inputs["targets"] = torch.tensor([7, 7, 9])
-    inputs["generate_log_probs"] = torch.tensor([-torch.inf, -600.0, -800.0])
+    inputs = inputs_far_below()
     log_probs = copy_attention(**inputs)[0]
     expected = exact(inputs)[0]
     assert (expected < -450).all()

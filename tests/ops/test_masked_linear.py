@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from masked_linear_cases import make_inputs
 from torch.utils.flop_counter import FlopCounterMode
 
 from vleff.ops import MaskedStructure, masked_linear, masked_linear_reference
@@ -13,23 +14,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # rows, columns, share of elements: one element, none, rows without any, sizes around chunks, blocks and panels
 WEIGHTS = [(1, 1, 1.0), (3, 5, 0.5), (65, 130, 0.3), (200, 300, 0.1), (64, 128, 0.0), (257, 513, 0.7), (130, 40, 0.02)]
 TOKENS = [0, 1, 2, 15, 16, 17, 33, 48, 63, 64, 65, 130]
-
-
-def make(rows: int, columns: int, share: float, tokens: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Rows of very different density, some empty; outliers in the input."""
-    mask = (torch.rand(rows, columns) < share) & (torch.rand(rows, 1) < 0.8)
-    if share == 1.0:
-        mask.fill_(True)
-    structure = MaskedStructure.from_mask(mask).check()
-    input = torch.randn(tokens, columns)
-    input[:, columns // 2] *= 20
-    return {
-        "input": input.to(dtype),
-        "values": structure.gather(torch.randn(rows, columns)).to(dtype),
-        "structure": structure,
-        "bias": torch.randn(rows).to(dtype),
-        "residual": torch.randn(tokens, rows).to(dtype),
-    }
 
 
 def in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +31,7 @@ def assert_within_twice_plain(actual: torch.Tensor, plain: torch.Tensor, exact: 
 def test_error_is_at_most_twice_plain_torch(cpu_isa: str, dtype: torch.dtype) -> None:
     for rows, columns, share in WEIGHTS:
         for tokens in TOKENS:
-            inputs = make(rows, columns, share, tokens, dtype)
+            inputs = make_inputs(rows, columns, share, tokens, dtype)
             out = masked_linear(**inputs)
             assert out.shape == (tokens, rows) and out.dtype == dtype
             assert_within_twice_plain(
@@ -58,7 +42,7 @@ def test_error_is_at_most_twice_plain_torch(cpu_isa: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu"])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_activations(cpu_isa: str, activation: str, dtype: torch.dtype) -> None:
-    inputs = make(65, 130, 0.3, 40, dtype) | {"activation": activation}
+    inputs = make_inputs(65, 130, 0.3, 40, dtype) | {"activation": activation}
     reference = {**inputs, "activation": activation}
     assert_within_twice_plain(
         masked_linear(**inputs), masked_linear_reference(**reference), masked_linear_reference(**in_float64(reference))
@@ -71,7 +55,7 @@ def test_activations(cpu_isa: str, activation: str, dtype: torch.dtype) -> None:
 def test_gradients(cpu_isa: str, dtype: torch.dtype) -> None:
     for rows, columns, share in WEIGHTS:
         for tokens in (0, 1, 17, 64, 130):
-            inputs = make(rows, columns, share, tokens, dtype)
+            inputs = make_inputs(rows, columns, share, tokens, dtype)
             grad = torch.randn(tokens, rows).to(dtype)
 
             def gradients(function: Any, cast: Any, given: dict[str, Any], by: torch.Tensor) -> list[torch.Tensor]:
@@ -93,7 +77,7 @@ def test_gradients(cpu_isa: str, dtype: torch.dtype) -> None:
 def test_a_token_does_not_depend_on_the_others_nor_on_threads(
     cpu_isa: str, dtype: torch.dtype, with_threads: Any
 ) -> None:
-    inputs = make(200, 300, 0.3, 150, dtype)
+    inputs = make_inputs(200, 300, 0.3, 150, dtype)
     together = masked_linear(**inputs)
     assert torch.equal(with_threads(1, lambda: masked_linear(**inputs)), together)
     for count in (1, 2, 15, 16, 31, 33, 64, 65, 149):
@@ -102,7 +86,7 @@ def test_a_token_does_not_depend_on_the_others_nor_on_threads(
 
 
 def test_grad_values_do_not_depend_on_threads(with_threads: Any) -> None:
-    inputs = make(200, 300, 0.3, 150, torch.float32)
+    inputs = make_inputs(200, 300, 0.3, 150, torch.float32)
     grad, s = torch.randn(150, 200), inputs["structure"]
 
     def run() -> torch.Tensor:
@@ -114,7 +98,7 @@ def test_grad_values_do_not_depend_on_threads(with_threads: Any) -> None:
 
 
 def test_leading_dimensions_and_gaps() -> None:
-    inputs = make(65, 130, 0.3, 24, torch.float32) | {"residual": None}
+    inputs = make_inputs(65, 130, 0.3, 24, torch.float32) | {"residual": None}
     expected = masked_linear(**inputs)
     wide = torch.zeros(24, 200)
     wide[:, :130] = inputs["input"]
@@ -133,7 +117,7 @@ def test_any_chunks_and_blocks_give_the_same_bits_by_row(sizes: tuple[int, int])
 
 
 def test_torch_library_rules() -> None:
-    inputs = make(65, 130, 0.3, 5, torch.float32)
+    inputs = make_inputs(65, 130, 0.3, 5, torch.float32)
     s, (t, elements) = inputs["structure"], inputs["structure"].transposed()
     leaves = [inputs[name].requires_grad_() for name in ("input", "values", "bias", "residual")]
     arguments = (leaves[0], leaves[1], s.starts, s.order, s.block_columns, 65, s.row_chunk, s.column_block)
@@ -145,7 +129,7 @@ def test_torch_library_rules() -> None:
 
 
 def test_compiles_whole_for_all_token_counts() -> None:
-    inputs = make(65, 130, 0.3, 9, torch.float32) | {"residual": None}
+    inputs = make_inputs(65, 130, 0.3, 9, torch.float32) | {"residual": None}
     compiled = torch.compile(masked_linear, fullgraph=True, dynamic=True, backend="aot_eager")
     for tokens in (9, 40, 17):
         some = inputs | {"input": torch.randn(tokens, 130)}
@@ -153,14 +137,14 @@ def test_compiles_whole_for_all_token_counts() -> None:
 
 
 def test_flops_count_elements_only() -> None:
-    inputs = make(65, 130, 0.3, 9, torch.float32)
+    inputs = make_inputs(65, 130, 0.3, 9, torch.float32)
     with FlopCounterMode(display=False) as counter:
         masked_linear(**inputs)
     assert counter.get_total_flops() == 2 * 9 * inputs["structure"].elements
 
 
 def test_bad_input_is_named() -> None:
-    inputs = make(65, 130, 0.3, 9, torch.float32)
+    inputs = make_inputs(65, 130, 0.3, 9, torch.float32)
     s = inputs["structure"]
     descending = s.starts.clone()
     descending[3] = s.elements
@@ -192,7 +176,7 @@ def test_bad_input_is_named() -> None:
 
 def test_numbers_that_do_not_fit_stay_within_memory() -> None:
     """Wrong `order` and `block_columns` give wrong results, but read and write nothing else."""
-    inputs = make(65, 130, 0.3, 9, torch.float32)
+    inputs = make_inputs(65, 130, 0.3, 9, torch.float32)
     s = inputs["structure"]
     wrong = MaskedStructure(
         65,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from vocabulary_cases import make_inputs
 
 from vleff.ops import vocabulary_log_probs, vocabulary_log_probs_reference
 
@@ -19,20 +20,6 @@ DRAWS = 3
 
 # rows, width, words: below, at and above the kernels' blocks, and off the vector widths
 SHAPES = [(1, 1, 1), (3, 17, 5), (33, 64, 119), (7, 300, 1003), (256, 40, 121), (300, 24, 240), (530, 9, 2500)]
-
-
-def make_inputs(
-    rows: int, width: int, words: int, dtype: torch.dtype = torch.float32, bias: bool = True
-) -> dict[str, Any]:
-    """Random rows with outliers; about a tenth of the targets are words beyond the vocabulary."""
-    hidden = torch.randn(rows, width)
-    hidden[..., 12::13] *= 10
-    return {
-        "hidden": hidden.to(dtype),
-        "weight": (torch.randn(words, width) * width**-0.5).to(dtype),
-        "bias": torch.randn(words).to(dtype) if bias else None,
-        "targets": torch.randint(words + words // 9 + 1, (rows,)),
-    }
 
 
 def in_double(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,18 +202,6 @@ class DualEncoder(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, RetrievalHead):
             nn.init.constant_(module.log_scale, -math.log(self.config.temperature))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the former mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
 
 
 def _given(**inputs: Tensor | None) -> dict[str, Tensor]:

@@ -12,9 +12,10 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vleff.dide.dual_encoder import DualEncoder, evaluating
+from vleff.dide.dual_encoder import DualEncoder
 from vleff.dide.preprocessing import Preprocessor
 from vleff.dide.store import RepresentationStore
+from vleff.training.evaluating import evaluating
 
 Item = tuple[str, Any]
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 import vleff
-from vleff.dide.dual_encoder import DualEncoder, evaluating
+from vleff.dide.dual_encoder import DualEncoder
 from vleff.dide.exact_search import Found, search
 from vleff.dide.preprocessing import Preprocessor
 from vleff.dide.store import RepresentationStore
+from vleff.training.evaluating import evaluating
 
 _PAIRS = 4096  # whose hidden layers are in memory at once
 

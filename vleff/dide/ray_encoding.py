@@ -64,7 +64,7 @@ def encode_with_ray(
             concurrency=actors,
             **(resources or {}),
         )
-        appended.sum("appended")
+        appended.take_all()  # no tasks besides the actors: they may hold all the processors that there are
     return RepresentationStore(folder, version)
 
 
@@ -82,7 +82,7 @@ class _Encoder:
         self.writer = RepresentationStore(folder).writer(f"ray-{uuid.uuid4().hex}")
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from vleff.dide.dual_encoder import evaluating
+        from vleff.training.evaluating import evaluating
 
         new = [
             (str(name), str(item))

@@ -19,13 +19,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import vleff
 from vleff.data.preprocessor import MAX_LENGTH
-from vleff.dide.dual_encoder import DualEncoder, evaluating
+from vleff.dide.dual_encoder import DualEncoder
 from vleff.dide.examples import Example, ExampleCollator
 from vleff.dide.losses import DistillationConfig
 from vleff.dide.preprocessing import Preprocessor
 from vleff.dide.teacher import FusionTeacher
 from vleff.dide.training import DistillationTrainer, paper_arguments
 from vleff.training.checkpoints import check_settings
+from vleff.training.evaluating import evaluating
 
 # ViLT has no class of its own for entailment: its answers are classes, too
 TEACHERS: dict[str, type[PreTrainedModel]] = {

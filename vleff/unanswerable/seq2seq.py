@@ -12,13 +12,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from vleff.training.checkpoints import replace_file
+from vleff.training.evaluating import evaluating
 from vleff.unanswerable.beam_search import beam_search
 from vleff.unanswerable.decoding import DenseWords, Rules
 from vleff.unanswerable.generation import GenerationSettings, checked_count, different, in_batches
 from vleff.unanswerable.sampling import sample
 from vleff.unanswerable.source_words import cut_paragraph
 from vleff.unanswerable.sources import Candidate, GenerationSource
-from vleff.unanswerable.writing import evaluating, source_seed
+from vleff.unanswerable.writing import source_seed
 
 DESCRIPTION = "seq2seq_generator.json"
 _FORMAT = 1

@@ -1,16 +1,16 @@
 """Lets a pair-to-sequence model write: from sources to texts."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vleff.nn.copy_attention import CopyAttention
 from vleff.nn.ragged import RaggedBatch
+from vleff.training.evaluating import evaluating
 from vleff.unanswerable.batches import Batch
 from vleff.unanswerable.beam_search import beam_search
 from vleff.unanswerable.decoder import DecoderMemory
@@ -126,18 +126,6 @@ class ModelWords:
     def all(self) -> Tensor:
         """As of `NextWords`."""
         return self._copy.rows(self._outputs, self._memory.copied, self._memory.extended_size)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the former mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
 
 
 def source_seed(seed: int, source: GenerationSource) -> int:

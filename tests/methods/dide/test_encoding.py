@@ -156,7 +156,7 @@ def test_several_machines_by_ray(model: DualEncoder, pictures: Path, tmp_path: P
     try:
         items = image_files(pictures)
         assert len(encode_with_ray(folder, items[:5], tmp_path / "store", batch=2)) == 5
-        store = encode_with_ray(folder, items, tmp_path / "store", batch=2)
+        store = encode_with_ray(folder, items, tmp_path / "store", batch=2, actors=2)  # on all processors
     finally:
         ray.shutdown()
     assert sorted(store.ids()) == [name for name, _ in items]
