@@ -134,7 +134,8 @@ def head_scores(reader: Any, tokenizer: Any, windows: list[Window], work: Path) 
     if not (work / "heads.json").exists():
         collate = WindowCollator(tokenizer)
         batches = [collate([window]) for window in sample(windows, min(200, len(windows)))]
-        scores = lottery.attention_attribution(reader, batches, lottery.span_probability)
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+            scores = lottery.attention_attribution(reader, batches, lottery.span_probability)
         scores.plot(work / "heads.png")
         scores.save(work / "heads.json")
     return lottery.HeadScores.load(work / "heads.json")

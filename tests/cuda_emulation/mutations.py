@@ -21,6 +21,7 @@ class Mutation(NamedTuple):
     old: str
     new: str
     tile: Tile = HALF
+    head_dim: int = 56  # of the inputs that show it
 
 
 MUTATIONS = [
@@ -33,9 +34,9 @@ MUTATIONS = [
     Mutation("unswizzle", TILES, "chunk ^ (row % 8)", "chunk"),
     Mutation("unswizzle float32", TILES, "chunk ^ (row % 8)", "chunk", FLOAT),
     Mutation("load past the last row", TILES, "first + row < sample.count", "first + row <= sample.count"),
-    Mutation("load past the last column", TILES, "column < head_dim && side", "side"),
+    Mutation("load past the last column", TILES, "column < head_dim && side", "side", head_dim=40),
     Mutation("store past the last row", FORWARD, "lane.thread == 0 && row < rows", "lane.thread == 0"),
-    Mutation("store past the last column", TILES, "row >= rows || column >= result.head_dim", "row >= rows"),
+    Mutation("store past the last column", TILES, "if (e < elements) target[e]", "target[e]", head_dim=52),
     Mutation("see one key too many", FORWARD, "column >= limit[e / 2]", "column > limit[e / 2]"),
     Mutation(
         "swap the words of a fragment",

@@ -8,15 +8,15 @@ from cuda_kernels import Tile
 from .attention import emulated_attention
 from .building import EmulatedLibrary, is_full_run
 from .launching import EmulationError
-from .mutations import FLOAT, HALF, MUTATIONS, Mutation, build_mutated
+from .mutations import MUTATIONS, Mutation, build_mutated
 
 pytestmark = pytest.mark.long
 
 
-def inputs_of(tile: Tile) -> Inputs:
+def inputs_of(tile: Tile, head_dim: int) -> Inputs:
     """Two tiles of queries, three of keys, all cut at their edges, and columns that pad the head."""
     dtype = torch.float32 if tile.element == "float" else torch.float16
-    inputs = make_inputs([5, 70], [3, 150], head_dim=56, dtype=dtype, causal=True)
+    inputs = make_inputs([5, 70], [3, 150], head_dim=head_dim, dtype=dtype, causal=True)
     return inputs | {"key_bias": torch.randn(153)}
 
 
@@ -35,11 +35,13 @@ def is_found(build: EmulatedLibrary, inputs: Inputs) -> bool:
     return not (same_bits and no_conflicts and all(e <= bound for e, bound in zip(errors, bounds, strict=True)))
 
 
-@pytest.mark.parametrize("tile", [HALF, FLOAT], ids=str)
-def test_kernels_without_mistakes_pass(tile: Tile) -> None:
-    assert not is_found(build_mutated(None, tile), inputs_of(tile))
+@pytest.mark.parametrize(
+    ("tile", "head_dim"), sorted({(mutation.tile, mutation.head_dim) for mutation in MUTATIONS}), ids=str
+)
+def test_kernels_without_mistakes_pass(tile: Tile, head_dim: int) -> None:
+    assert not is_found(build_mutated(None, tile), inputs_of(tile, head_dim))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS if is_full_run() else MUTATIONS[:1], ids=lambda mutation: mutation.name)
 def test_mistakes_are_found(mutation: Mutation) -> None:
-    assert is_found(build_mutated(mutation, mutation.tile), inputs_of(mutation.tile))
+    assert is_found(build_mutated(mutation, mutation.tile), inputs_of(mutation.tile, mutation.head_dim))
