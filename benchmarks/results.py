@@ -47,6 +47,7 @@ SECTIONS = {
     "head-masked-linear": ["benchmarks/bench_head_masked_linear.py"],
     "attention-distillation": ["benchmarks/bench_attention_distillation.py"],
     "copy-attention": ["benchmarks/bench_copy_attention.py"],
+    "unanswerable": ["benchmarks/bench_unanswerable.py"],
     **{
         f"dide-{part.replace('_', '-')}-{dtype}": ["benchmarks/bench_dide.py", "-k", f"test_{part} and {dtype}"]
         for part in ("image_cached", "uncached", "both_cached")
