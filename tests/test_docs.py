@@ -40,6 +40,10 @@ def accelerate(folder: Path) -> dict[str, Any]:
     return {"checkpoint": checkpoint(reader(), folder)}
 
 
+def serving(folder: Path) -> dict[str, Any]:
+    return {"checkpoint": checkpoint(make_case(transformers.BertModel).model, folder)}
+
+
 def index(folder: Path) -> dict[str, Any]:
     return accelerate(folder)
 
@@ -134,6 +138,7 @@ NAMES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "head-masked-linear": head_masked_linear,
     "dide": dide_page,
     "migration": migration,
+    "serving": serving,
     "tile-vqa": lambda folder: {},
 }
 
