@@ -18,7 +18,7 @@ from vleff.models.layer import (
     LayerParts,
     PackedContext,
     PostNormLayer,
-    has_hooks,
+    is_watched,
     runs_packed,
 )
 from vleff.models.registry import Adapter, register
@@ -107,7 +107,7 @@ class PackedBartEncoder(PackedModel, BartEncoder):
     def _layers_are_watched(self, arguments: dict[str, Any]) -> bool:
         watched = arguments.get("output_hidden_states", self.config.output_hidden_states)
         layers: Any = self.layers
-        return bool(watched) or any(has_hooks(layer) or layer.has_inner_hooks() for layer in layers)
+        return bool(watched) or any(is_watched(layer) or layer.has_inner_hooks() for layer in layers)
 
 
 register(Adapter("BART", BartEncoder, {BartEncoder: PackedBartEncoder, BartEncoderLayer: PackedBartEncoderLayer}))

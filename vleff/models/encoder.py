@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from vleff.models.layer import PackedContext, PackedLayer, additive_mask, has_hooks, runs_packed, trimmed_context
+from vleff.models.layer import PackedContext, PackedLayer, additive_mask, is_watched, runs_packed, trimmed_context
 from vleff.models.trimming import (
     Controls,
     Stream,
@@ -112,7 +112,7 @@ class PackedEncoder(Trimmable, nn.Module):
     def refuse_watched_call(self, covered: bool, arguments: dict[str, Any]) -> None:
         """Raises ValueError if someone looks at the layers, or the call is not covered."""
         reason = None if covered else "a mask, a cache, a dtype or a device that is not packed"
-        if any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.packed_layers()):
+        if any(is_watched(layer) or layer.has_inner_hooks() for layer in self.packed_layers()):
             reason = "hooks on layers"
         refuse_watchers(arguments, self.config, reason)
 
@@ -126,7 +126,7 @@ class PackedEncoder(Trimmable, nn.Module):
 
     def _layers_are_watched(self, arguments: dict[str, Any]) -> bool:
         watched = arguments.get("output_hidden_states", self.config.output_hidden_states)
-        return bool(watched) or any(has_hooks(layer) or layer.has_inner_hooks() for layer in self.packed_layers())
+        return bool(watched) or any(is_watched(layer) or layer.has_inner_hooks() for layer in self.packed_layers())
 
 
 def self_attending_stream(name: str, layers: list[PackedLayer], modalities: int = 1) -> StreamSpec:

@@ -226,16 +226,33 @@ def hide_padding(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return bias if mask is None else bias.masked_fill(~mask[:, None, None, :], torch.finfo(bias.dtype).min)
 
 
+_CAPTURING = "transformers.utils.output_capturing"
+_SHARDING = "torch.distributed.fsdp._fully_shard"
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether `module` has hooks besides those by which transformers itself captures hidden states."""
+    return _has_hooks_besides(module, (_CAPTURING,))
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Whether someone looks at what a layer that is called gets or gives: not `fully_shard`, which gathers weights."""
+    return _has_hooks_besides(layer, (_CAPTURING, _SHARDING))
+
+
+def _has_hooks_besides(module: nn.Module, modules: tuple[str, ...]) -> bool:
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    ours = "transformers.utils.output_capturing"
-    return any(getattr(hook, "__module__", None) != ours for group in hooks if group for hook in group.values())
+    return any(
+        not str(getattr(hook, "__module__", None)).startswith(modules)
+        for group in hooks
+        if group
+        for hook in group.values()
+    )
 
 
 def attend(

@@ -23,7 +23,8 @@ def last_attention(model: nn.Module) -> AttentionParts:
     for _, base, adapter in base_models(model):
         packed_classes = adapter.packed_classes | {packed: packed for packed in adapter.packed_classes.values()}
         for module in base.modules():
-            packed: Any = packed_classes.get(type(module))
+            # fully_shard makes a layer an instance of a subclass
+            packed: Any = next((packed_classes[kind] for kind in type(module).__mro__ if kind in packed_classes), None)
             if packed is not None and issubclass(packed, PackedLayer) and not packed.optional:
                 found = packed.parts(module).attention
     if found is None or found.query is None or found.key is None:

@@ -17,8 +17,8 @@ from vleff.models.layer import (
     LayerParts,
     PackedContext,
     PreNormLayer,
-    has_hooks,
     hide_padding,
+    is_watched,
     runs_packed,
 )
 from vleff.models.registry import Adapter, register
@@ -129,7 +129,7 @@ class PackedT5Stack(PackedModel, T5Stack):
         bias = blocks[0].layer[0].SelfAttention.compute_bias(length, length, device=device)
         covered = _covers(hidden_states, mask, (), kwargs)
         watched = kwargs.get("output_hidden_states", self.config.output_hidden_states) or any(
-            has_hooks(block) or block.has_inner_hooks() for block in blocks
+            is_watched(block) or block.has_inner_hooks() for block in blocks
         )
         # a checkpoint that is reentrant has to see the bias as an argument
         checkpoints = self.training and bias.requires_grad and any(block.gradient_checkpointing for block in blocks)
