@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import vleff._library  # noqa: F401  registers torch.ops.vleff
+from vleff.machine import gpu
 
 LEAST_CAPABILITY = (8, 0)
 
@@ -43,13 +44,15 @@ class Target:
 def find_targets() -> tuple[list[Target], str]:
     """All targets of this machine, and the GPU in words: its name, or why there is none to test."""
     targets = [Target(level, torch.device("cpu")) for level in torch.ops.vleff.cpu_isa_levels()]
-    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
-    problem = gpu_problem(json.loads(torch.ops.vleff.build_info())["cuda"], capability)
-    if problem:
+    if problem := gpu_problem_here():
         return targets, f"not tested: {problem}"
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    name = f"{properties.name} (compute capability {properties.major}.{properties.minor}, CUDA {torch.version.cuda})"
-    return [*targets, Target("cuda", torch.device("cuda", torch.cuda.current_device()))], name
+    return [*targets, Target("cuda", torch.device("cuda"))], gpu()
+
+
+def gpu_problem_here() -> str:
+    """Why the ops cannot run on this machine's GPU, or ""."""
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    return gpu_problem(json.loads(torch.ops.vleff.build_info())["cuda"], capability)
 
 
 def gpu_problem(compiled_with: str, capability: tuple[int, int] | None) -> str:
