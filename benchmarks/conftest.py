@@ -9,7 +9,7 @@ With `--device cuda` those that use the fixture `device` run on the GPU, and the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def interleaved(benchmark, request: pytest.FixtureRequest) -> Callable[..., None
 
 
 @pytest.fixture
-def against_engines(interleaved: Callable[..., None], device: torch.device) -> Callable[..., None]:
+def against_engines(interleaved: Callable[..., None]) -> Callable[..., None]:
     """Times an accelerated model and the dense engines: `against_engines(model, batches, dtype, targets)`."""
 
     def measure(
@@ -140,8 +140,6 @@ def against_engines(interleaved: Callable[..., None], device: torch.device) -> C
             targets: the speedup to reach over an engine, "eager" among them.
             others: engines of `vleff bench` to compare with, where they can run the model.
         """
-        model, batches = model.to(device), [_moved(batch, device) for batch in batches]
-        others = tuple(name for name in others if device.type == "cpu" or name == "compile")
         example = batches[0].inputs
         runners = {"eager": engines.dense(model, example)}
         ours = engines.vleff(model, example)
@@ -164,11 +162,6 @@ def against_engines(interleaved: Callable[..., None], device: torch.device) -> C
 
 def _outputs(run: engines.Engine, batches: list[Batch]) -> list[engines.HiddenStates]:
     return [run(batch.inputs) for batch in batches]
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    return replace(batch, inputs=inputs, valid=tuple(valid.to(device) for valid in batch.valid))
 
 
 def _synchronized(function: Function) -> Function:

@@ -73,8 +73,6 @@ SECTIONS = {
 # measured on the GPU when they are named
 ON_GPU = (
     "attention",
-    "accelerate-even-lengths",
-    "accelerate-paragraphs",
     "masked-linear",
     "masked-linear-peers",
     "head-masked-linear",
