@@ -74,9 +74,11 @@ class Case:
 
 
 @pytest.mark.benchmark(group="attention_distillation, forward and backward, 64 x (40 x 240 tokens), 12 heads of 64")
-def test_training(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
-    case = Case(dtype)
-    for ours, plain, exact in zip(case.ours(), case.plain(), case.exact(), strict=True):
+def test_training(interleaved: Callable[..., None], dtype: torch.dtype, device: torch.device) -> None:
+    with device:
+        case = Case(dtype)
+        expected = case.exact()
+    for ours, plain, exact in zip(case.ours(), case.plain(), expected, strict=True):
         error, plain_error = ((x.double() - exact).abs().max() for x in (ours, plain))
         allowed = 2 * plain_error + torch.finfo(torch.float32).eps * exact.abs().max()
         assert error <= allowed, f"outputs differ: error {error:.1e} against fp64, the formula has {plain_error:.1e}"

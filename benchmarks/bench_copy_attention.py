@@ -127,9 +127,11 @@ class Case:
 
 
 @pytest.mark.benchmark(group="CopyAttention, forward and backward: 32 questions, 30,000 words, width 300")
-def test_training(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
-    case = Case(dtype)
-    for ours, plain, exact in zip(case.ours(), case.picked_early(), case.exact().padded(), strict=True):
+def test_training(interleaved: Callable[..., None], dtype: torch.dtype, device: torch.device) -> None:
+    with device:
+        case = Case(dtype)
+        expected = case.exact().padded()
+    for ours, plain, exact in zip(case.ours(), case.picked_early(), expected, strict=True):
         error, plain_error = ((x.double() - exact).abs().max() for x in (ours, plain))
         allowed = 2 * plain_error + torch.finfo(torch.float32).eps * exact.abs().max()
         assert error <= allowed, f"outputs differ: error {error:.1e} against fp64, the formula has {plain_error:.1e}"
@@ -139,14 +141,15 @@ def test_training(interleaved: Callable[..., None], dtype: torch.dtype) -> None:
 
 @pytest.mark.benchmark(group="A step of beam search: 32 x 5 beams, 30,000 words, width 300")
 @pytest.mark.parametrize("part", ["CopyAttention", "copy_attention_rows"])
-def test_beams(interleaved: Callable[..., None], part: str, dtype: torch.dtype) -> None:
+def test_beams(interleaved: Callable[..., None], part: str, dtype: torch.dtype, device: torch.device) -> None:
     """The layer, whose product with 30,000 words is the larger part, and the op, which starts from the logits."""
-    case = Case(dtype, BEAMS)
+    with device:
+        case = Case(dtype, BEAMS)
+        exact = case.exact(BEAMS)
     decoded, memories = case.decoded, case.memories
     with torch.inference_mode():
         keys, given = case.keys(), case.projections(decoded.values)
         given_by_sample = [by_sample(x) for x in given]
-        exact = case.exact(BEAMS)
         expected = exact.mixture(*exact.projections(by_sample(exact.decoded.values)), exact.keys())
 
     def ours() -> Tensor:

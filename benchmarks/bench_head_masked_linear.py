@@ -1,4 +1,7 @@
-"""head_masked_linear against the dense products of all heads: 12 heads of 64, width 768."""
+"""head_masked_linear against the dense products of all heads: 12 heads of 64, width 768.
+
+Weights are packed on the CPU, and plain on the GPU.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -32,7 +35,9 @@ TRAINING_TARGETS = {"all heads": 0.9, "half of the heads": 1.6}
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest, device: torch.device) -> Iterator[int]:
+    if device.type == "cuda" and request.param > 1:
+        pytest.skip("threads of the CPU do not matter on the GPU")
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -63,7 +68,11 @@ def lengths(request: pytest.FixtureRequest) -> list[int]:
 
 
 def for_fused_linear(weight: Tensor) -> Tensor:
-    return pack_linear_weight(weight) if packs_linear_weight(weight.dtype) else weight
+    return pack_linear_weight(weight) if weight.is_cpu and packs_linear_weight(weight.dtype) else weight
+
+
+def for_head_masked(weight: Tensor, direction: str, parts: int = 1) -> Tensor:
+    return pack_head_masked_weight(weight, direction, HEADS, parts) if weight.is_cpu else weight
 
 
 def check(ours: Tensor, exact: Tensor, plain: Tensor) -> None:
@@ -74,10 +83,16 @@ def check(ours: Tensor, exact: Tensor, plain: Tensor) -> None:
 @pytest.mark.benchmark(group="head_masked_linear: query, key and value")
 @pytest.mark.parametrize("kept", KEPT)
 def test_project(
-    interleaved: Callable[..., None], threads: int, lengths: list[int], kept: str, dtype: torch.dtype
+    interleaved: Callable[..., None],
+    threads: int,
+    lengths: list[int],
+    kept: str,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    case = Case(lengths, KEPT[kept], dtype)
-    packed = pack_head_masked_weight(case.qkv, "project", HEADS, 3)
+    with device:
+        case = Case(lengths, KEPT[kept], dtype)
+    packed = for_head_masked(case.qkv, "project", 3)
     dense = for_fused_linear(case.qkv)
 
     def ours() -> Tensor:
@@ -100,10 +115,16 @@ def test_project(
 @pytest.mark.benchmark(group="head_masked_linear: output projection with residual")
 @pytest.mark.parametrize("kept", KEPT)
 def test_reduce(
-    interleaved: Callable[..., None], threads: int, lengths: list[int], kept: str, dtype: torch.dtype
+    interleaved: Callable[..., None],
+    threads: int,
+    lengths: list[int],
+    kept: str,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    case = Case(lengths, KEPT[kept], dtype)
-    packed = pack_head_masked_weight(case.output, "reduce", HEADS)
+    with device:
+        case = Case(lengths, KEPT[kept], dtype)
+    packed = for_head_masked(case.output, "reduce")
     dense = for_fused_linear(case.output)
 
     def ours() -> Tensor:
@@ -125,10 +146,11 @@ def test_reduce(
 
 @pytest.mark.benchmark(group="head_masked_linear: query, key and value, forward and backward, 8 x 577 tokens, fp32")
 @pytest.mark.parametrize("kept", KEPT)
-def test_training(interleaved: Callable[..., None], kept: str) -> None:
-    case = Case(LENGTHS["8 x 577 tokens"], KEPT[kept], torch.float32)
+def test_training(interleaved: Callable[..., None], kept: str, device: torch.device) -> None:
+    with device:
+        case = Case(LENGTHS["8 x 577 tokens"], KEPT[kept], torch.float32)
     leaves = [tensor.requires_grad_() for tensor in (case.tokens, case.qkv, case.qkv_bias)]
-    grad = torch.randn(len(case.tokens), 3 * WIDTH)
+    grad = torch.randn(len(case.tokens), 3 * WIDTH, device=device)
 
     def ours() -> tuple[Tensor, ...]:
         out = head_masked_project(case.tokens, case.qkv, case.offsets, case.mask, case.qkv_bias, parts=3)

@@ -1,6 +1,7 @@
 """masked_linear and a pruned BERT-base reader against dense engines and other sparse libraries.
 
-Activations arrive and leave as ordinary row-major tensors; masks are random, what is hardest for caches.
+Activations arrive and leave as ordinary row-major tensors; masks are random, what is hardest for caches. On the GPU,
+where MaskedLinear multiplies densely, it is the op that is measured, against cuBLAS and cuSPARSE.
 """
 
 import copy
@@ -18,8 +19,9 @@ from vleff.bench import engines
 from vleff.bench.inputs import Batch, bert_token_ids, text_samples
 from vleff.lottery import extract, prunable_linears
 from vleff.nn import MaskedLinear, masked_feed_forward
-from vleff.ops import fused_linear, pack_linear_weight
+from vleff.ops import fused_linear, masked_linear, pack_linear_weight
 
+CPU = torch.device("cpu")
 SHAPES = {"768 to 768": (768, 768), "768 to 3072": (3072, 768), "3072 to 768": (768, 3072)}
 TOKENS = (1, 384, 2048)
 TARGETS = {
@@ -45,16 +47,22 @@ def one_core() -> Iterator[None]:
 class Layers:
     """A dense layer with a random share of zeros and what computes it, with an input."""
 
-    def __init__(self, shape: tuple[int, int], zeros: int, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: tuple[int, int], zeros: int, tokens: int, dtype: torch.dtype, device: torch.device = CPU
+    ) -> None:
         torch.manual_seed(0)
-        self.input = torch.randn(tokens, shape[1]).to(dtype)
+        self.input = torch.randn(tokens, shape[1]).to(device, dtype)
         self.dense = nn.Linear(shape[1], shape[0]).to(dtype).requires_grad_(False).eval()
         mask = torch.rand(shape) >= zeros / 100
         self.dense.weight.mul_(mask)
-        self.masked = MaskedLinear.from_dense(self.dense, mask)
         self.packed = pack_linear_weight(self.dense.weight)
+        self.masked = MaskedLinear.from_dense(self.dense, mask).to(device)
+        self.dense.to(device)
+        self.structure = self.masked.structure
 
     def ours(self) -> Tensor:
+        if self.input.is_cuda:
+            return masked_linear(self.input, self.masked.values, self.structure, self.masked.bias)
         return self.masked(self.input)
 
     def torch(self) -> Tensor:
@@ -71,7 +79,9 @@ class Layers:
     def measure(self, interleaved: Callable[..., None], target: float | None, budget: float = 2.0) -> None:
         with torch.inference_mode():
             self.check(self.ours())
-            baselines = {"torch": self.torch, "prepacked oneDNN": self.onednn}
+            baselines = {"torch": self.torch}
+            if self.input.is_cpu:
+                baselines["prepacked oneDNN"] = self.onednn
             interleaved(self.ours, baselines, dict.fromkeys(baselines, target), budget=budget)
 
 
@@ -86,9 +96,10 @@ def test_one_core(
     zeros: int,
     tokens: int,
     dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     target = ONE_TOKEN_TARGETS[zeros] if tokens == 1 else TARGETS[dtype][zeros]
-    Layers(shape, zeros, tokens, dtype).measure(interleaved, target)
+    Layers(shape, zeros, tokens, dtype, device).measure(interleaved, target)
 
 
 @pytest.mark.benchmark(group="masked_linear, two cores")
@@ -131,6 +142,29 @@ def test_peers(interleaved: Callable[..., None], one_core: None, zeros: int) -> 
         "OpenVINO": lambda: openvino(inputs)[0],
         "torch.sparse CSR": lambda: torch.sparse.mm(csr, columns).T + bias,
         "SciPy CSR": lambda: torch.from_numpy(matrix @ columns.numpy()).T + bias,
+    }
+    with torch.inference_mode():
+        for function in (layers.ours, *baselines.values()):
+            layers.check(function())
+        interleaved(layers.ours, baselines, {}, budget=6)
+
+
+@pytest.mark.benchmark(group="masked_linear and cuSPARSE, 768 to 3072, 384 tokens")
+@pytest.mark.parametrize("zeros", [70, 90], ids="{} % zeros".format)
+def test_cusparse(interleaved: Callable[..., None], zeros: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        pytest.skip("cuSPARSE runs on the GPU only: --device cuda")
+    cupy = pytest.importorskip("cupy", reason="CuPy has cuSPARSE's product: pip install cupy-cuda13x")
+    sparse = pytest.importorskip("cupyx.scipy.sparse")
+    layers = Layers((3072, 768), zeros, 384, torch.float32, device)
+    csr = layers.dense.weight.to_sparse_csr()
+    parts = csr.values(), csr.col_indices().int(), csr.crow_indices().int()
+    matrix = sparse.csr_matrix(tuple(map(cupy.from_dlpack, parts)), shape=(3072, 768))
+    bias, columns = layers.dense.bias, layers.input.T.contiguous()
+    baselines = {
+        "torch": layers.torch,
+        "torch.sparse CSR": lambda: torch.sparse.mm(csr, columns).T + bias,
+        "CuPy CSR": lambda: torch.from_dlpack(matrix @ cupy.from_dlpack(columns)).T + bias,
     }
     with torch.inference_mode():
         for function in (layers.ours, *baselines.values()):

@@ -1,4 +1,7 @@
-"""token_gather_attention against scaled_dot_product_attention on the padded batch: 12 heads of 64."""
+"""token_gather_attention against scaled_dot_product_attention on the padded batch: 12 heads of 64.
+
+On the GPU in bfloat16 also against torch's attention of samples of any lengths.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +12,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from vleff.ops.token_gather_attention import token_gather_attention
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # this torch has none
+    varlen_attn = None
 
 HEADS, HEAD_DIM = 12, 64
 SCALE = HEAD_DIM**-0.5
@@ -49,8 +57,8 @@ class Case:
     offsets: Tensor
 
     def ours(self, dropout: float = 0.0) -> Tensor:
-        seed = torch.zeros(1, dtype=torch.int64) if dropout else None
         q, k, v, _ = self.packed
+        seed = torch.zeros(1, dtype=torch.int64, device=q.device) if dropout else None
         longest = max(self.lengths)
         offsets = self.offsets
         return token_gather_attention(
@@ -60,6 +68,15 @@ class Case:
     def dense(self, dropout: float = 0.0) -> Tensor:
         q, k, v, _ = self.padded
         return scaled_dot_product_attention(q, k, v, attn_mask=self.mask, dropout_p=dropout, scale=SCALE)
+
+    def varlen(self) -> Tensor:
+        q, k, v, _ = self.packed
+        longest = max(self.lengths)
+        return varlen_attn(q, k, v, self.offsets, self.offsets, longest, longest, scale=SCALE)
+
+    def has_varlen(self) -> bool:
+        """Whether torch's attention of samples of any lengths takes this case."""
+        return varlen_attn is not None and self.packed[0].is_cuda and self.packed[0].dtype == torch.bfloat16
 
     def flops(self) -> int:
         """Of the forward pass: two products, two operations a multiply-add."""
@@ -72,15 +89,16 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def case(name: str, dtype: torch.dtype) -> Case:
+def case(name: str, dtype: torch.dtype, device: torch.device) -> Case:
     lengths = LENGTHS[name]
     torch.manual_seed(0)
-    packed = [torch.randn(sum(lengths), HEADS, HEAD_DIM).to(dtype) for _ in range(4)]
+    packed = [torch.randn(sum(lengths), HEADS, HEAD_DIM).to(device, dtype) for _ in range(4)]
     padded = [torch.nn.utils.rnn.pad_sequence(t.split(lengths), batch_first=True).transpose(1, 2) for t in packed]
     longest = max(lengths)
     valid = torch.arange(longest) < torch.tensor(lengths)[:, None]
     mask = None if bool(valid.all()) else valid[:, None, None, :].expand(-1, 1, longest, -1)
-    offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    mask = None if mask is None else mask.to(device)
+    offsets = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
     return Case(lengths, packed, padded, mask, offsets)
 
 
@@ -88,8 +106,9 @@ def case(name: str, dtype: torch.dtype) -> Case:
 def test_forward(interleaved: Callable[..., None], case: Case, name: str, dtype: torch.dtype) -> None:
     _check(case, gradients=False)
     targets = {"SDPA": FORWARD_TARGETS[dtype].get(name)}
+    baselines = {"SDPA": case.dense} | ({"varlen_attn": case.varlen} if case.has_varlen() else {})
     with torch.inference_mode():
-        interleaved(case.ours, {"SDPA": case.dense}, targets, flops=case.flops())
+        interleaved(case.ours, baselines, targets, flops=case.flops())
 
 
 @pytest.mark.benchmark(group="forward and backward")
@@ -98,7 +117,10 @@ def test_training(interleaved: Callable[..., None], case: Case, name: str, dtype
     _check(case, gradients=True)
     targets = {"SDPA": TRAINING_TARGETS[dtype].get(name)}
     # the backward pass has five products, two of which repeat the forward pass's kind
-    interleaved(lambda: _train_ours(case), {"SDPA": lambda: _train_dense(case)}, targets, flops=case.flops() * 7 // 2)
+    baselines = {"SDPA": lambda: _train_dense(case)}
+    if case.has_varlen():
+        baselines["varlen_attn"] = lambda: torch.autograd.grad(case.varlen(), case.packed[:3], case.packed[3])
+    interleaved(lambda: _train_ours(case), baselines, targets, flops=case.flops() * 7 // 2)
 
 
 @pytest.mark.benchmark(group="forward and backward with dropout 0.1")

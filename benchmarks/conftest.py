@@ -4,11 +4,14 @@
 
 Each benchmark compares one contender of vleff with its baselines and never fails for being slow: a ratio on a
 shared machine is a measurement, not a test. It does fail when outputs do not match.
+
+With `--device cuda` those that use the fixture `device` run on the GPU, and the others are skipped.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +22,38 @@ from vleff.bench.inputs import Batch
 from vleff.bench.matching import match, reference_outputs
 from vleff.bench.results import machine
 from vleff.bench.timing import MINIMUM_ROUNDS, compare, seconds
+from vleff.self_test.targets import gpu_problem_here
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAXIMUM_ROUNDS = 200
 
 Function = Callable[[], object]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--device cpu|cuda"""
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where benchmarks run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Says at once if there is no GPU to measure."""
+    if config.getoption("--device") == "cuda" and (problem := gpu_problem_here()):
+        raise pytest.UsageError(f"--device cuda: {problem}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On the GPU, skips what measures the CPU alone."""
+    if config.getoption("--device") == "cpu":
+        return
+    for item in items:
+        if item.path.parent == Path(__file__).parent and "device" not in item.fixturenames:
+            item.add_marker(pytest.mark.skip(reason="measures what runs on the CPU only"))
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the benchmark runs: `--device`."""
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture(params=DTYPES)
@@ -33,13 +63,14 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def interleaved(benchmark) -> Callable[..., None]:
+def interleaved(benchmark, request: pytest.FixtureRequest) -> Callable[..., None]:
     """Times a contender and its baselines in turns: `interleaved(ours, {"SDPA": baseline}, ...)`.
 
     pytest-benchmark times `ours` and reports it as always. Before each of its rounds the baselines run and
     are timed; `extra_info` gets, for each, its median in milliseconds, the speedup over it, the 95 % interval
-    and the target.
+    and the target. On the GPU each call waits until its kernels are done.
     """
+    device = request.config.getoption("--device")
 
     def measure(
         ours: Function,
@@ -57,6 +88,9 @@ def interleaved(benchmark) -> Callable[..., None]:
             budget: seconds.
             flops: floating point operations of `ours`, for a rate in GF/s.
         """
+        if device == "cuda":
+            ours = _synchronized(ours)
+            baselines = {name: _synchronized(function) for name, function in baselines.items()}
         times: dict[str, list[float]] = {name: [] for name in baselines}
 
         def time_baselines() -> None:
@@ -71,7 +105,7 @@ def interleaved(benchmark) -> Callable[..., None]:
         if benchmark.disabled:
             return
         own_times = benchmark.stats.stats.data
-        benchmark.extra_info |= {"machine": machine(), "milliseconds": _median_milliseconds(own_times)}
+        benchmark.extra_info |= {"machine": machine(device), "milliseconds": _median_milliseconds(own_times)}
         if flops is not None:
             benchmark.extra_info["gigaflops"] = flops / benchmark.extra_info["milliseconds"] / 1e6
         benchmark.extra_info["against"] = {
@@ -128,6 +162,15 @@ def against_engines(interleaved: Callable[..., None]) -> Callable[..., None]:
 
 def _outputs(run: engines.Engine, batches: list[Batch]) -> list[engines.HiddenStates]:
     return [run(batch.inputs) for batch in batches]
+
+
+def _synchronized(function: Function) -> Function:
+    def run() -> object:
+        result = function()
+        torch.cuda.synchronize()
+        return result
+
+    return run
 
 
 def _median_milliseconds(times: list[float]) -> float:

@@ -2,6 +2,7 @@
 
     python benchmarks/results.py              measures the sections that have no results yet
     python benchmarks/results.py attention    measures one section again
+    python benchmarks/results.py attention-cuda    measures it on the GPU
 
 Each section takes less than ten minutes on two cores and is written when it is finished, to
 docs/results/<section>.json; the page is made from these files. Run it on a machine that does nothing else.
@@ -43,7 +44,7 @@ SECTIONS = {
     "fused-linear": ["benchmarks/bench_fused_linear.py"],
     "masked-linear": ["benchmarks/bench_masked_linear.py", "-k", "one_core"],
     "masked-linear-more": ["benchmarks/bench_masked_linear.py", "-k", "two_cores or feed_forward"],
-    "masked-linear-peers": ["benchmarks/bench_masked_linear.py", "-k", "peers"],
+    "masked-linear-peers": ["benchmarks/bench_masked_linear.py", "-k", "peers or cusparse"],
     "head-masked-linear": ["benchmarks/bench_head_masked_linear.py"],
     "attention-distillation": ["benchmarks/bench_attention_distillation.py"],
     "copy-attention": ["benchmarks/bench_copy_attention.py"],
@@ -70,6 +71,18 @@ SECTIONS = {
     "masked-reader": ["benchmarks/bench_masked_linear.py", "-k", "reader or training_step"],
 }
 
+# measured on the GPU when they are named
+ON_GPU = (
+    "attention",
+    "masked-linear",
+    "masked-linear-peers",
+    "head-masked-linear",
+    "attention-distillation",
+    "copy-attention",
+)
+GPU_SECTIONS = {f"{name}-cuda": [*SECTIONS[name], "--device", "cuda"] for name in ON_GPU}
+ALL_SECTIONS = SECTIONS | GPU_SECTIONS
+
 INTRODUCTION = """# Results
 
 What was measured, against what the project set out to reach. Made by `python benchmarks/results.py` from
@@ -82,15 +95,15 @@ the speedup is at least the target; "within noise" means that it is below, but t
 
 def main(sections: list[str]) -> None:
     """Measures sections and rewrites the page."""
-    unknown = [section for section in sections if section not in SECTIONS]
+    unknown = [section for section in sections if section not in ALL_SECTIONS]
     if unknown:
-        raise SystemExit(f"unknown section {unknown[0]!r}: expected one of {', '.join(SECTIONS)}")
+        raise SystemExit(f"unknown section {unknown[0]!r}: expected one of {', '.join(ALL_SECTIONS)}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for section in sections or [name for name in SECTIONS if not _file(name).exists()]:
         print(f"== {section}", flush=True)
         content = measure(section)
         _file(section).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    done = {name: json.loads(_file(name).read_text()) for name in SECTIONS if _file(name).exists()}
+    done = {name: json.loads(_file(name).read_text()) for name in ALL_SECTIONS if _file(name).exists()}
     PAGE.write_text(render(done), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
@@ -103,7 +116,13 @@ def measure(section: str) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         report, tests = Path(folder) / "report.json", Path(folder) / "tests.xml"
-        arguments = [*SECTIONS[section], "--benchmark-only", f"--benchmark-json={report}", f"--junitxml={tests}", "-q"]
+        arguments = [
+            *ALL_SECTIONS[section],
+            "--benchmark-only",
+            f"--benchmark-json={report}",
+            f"--junitxml={tests}",
+            "-q",
+        ]
         status = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT).returncode
         mismatches = _mismatches(tests) if status == 1 else []
         if status not in (0, 1) or mismatches is None or not report.read_bytes():
@@ -142,8 +161,9 @@ def render(sections: dict[str, dict[str, Any]]) -> str:
     for name, section in sections.items():
         machine = next((b["machine"] for b in section["benchmarks"] if "machine" in b), {})
         parts.append(f"## {name.replace('-', ' ').capitalize()}\n")
+        gpu = f"{machine['device']}, " if machine.get("device", "CPU") != "CPU" else ""
         parts.append(
-            f"{section['date']}, {machine.get('processor')}, {machine.get('threads')} threads, "
+            f"{section['date']}, {gpu}{machine.get('processor')}, {machine.get('threads')} threads, "
             f"{machine.get('instruction_set')}, torch {machine.get('torch')}, transformers "
             f"{machine.get('transformers')}. `{section['command']}`\n"
         )

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,3 +48,14 @@ def toolkit() -> Path:
         if (candidate / "bin" / "nvcc").exists() and (candidate / "include" / "cuda_runtime.h").exists():
             return candidate
     pytest.skip(f"no CUDA toolkit (bin/nvcc and include/cuda_runtime.h) in {', '.join(map(str, candidates))}")
+
+
+def disassembler() -> Path:
+    """nvdisasm, of the toolkit or of the wheel nvidia-cuda-nvdisasm; skips the test where there is none."""
+    if (of_toolkit := toolkit() / "bin" / "nvdisasm").exists():
+        return of_toolkit
+    try:
+        files = metadata.files("nvidia-cuda-nvdisasm") or []
+    except metadata.PackageNotFoundError:
+        pytest.skip("no nvdisasm in the CUDA toolkit: pip install nvidia-cuda-nvdisasm")
+    return next(Path(file.locate()) for file in files if file.name == "nvdisasm")

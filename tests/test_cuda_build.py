@@ -14,6 +14,7 @@ from cuda_kernels import (
     KERNELS,
     MOST_SHARED_BYTES,
     OPS,
+    disassembler,
     listed_instantiations,
     listed_tiles,
     toolkit,
@@ -25,6 +26,13 @@ import vleff.ops
 pytestmark = pytest.mark.long
 
 MOST_INSTANTIATIONS = 12
+REGISTERS, SHARED_BYTES = 65536, 164 * 1024  # of a multiprocessor of sm_80; sm_90 has more shared memory
+RESERVED_BYTES = 1024  # of shared memory, for each block
+MACHINE_MULTIPLICATIONS = {
+    "float": "HMMA.1688.F32.TF32 ",
+    "__nv_bfloat16": "HMMA.16816.F32.BF16 ",
+    "__half": "HMMA.16816.F32 ",
+}
 MULTIPLICATIONS = {
     "float": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
     "__nv_bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
@@ -53,6 +61,7 @@ def kernel_of(mangled_name: str) -> Kernel:
 
 class Compiled(NamedTuple):
     op: str
+    cubin: Path
     ptx: dict[Kernel, str]
     ptxas_report: dict[Kernel, str]
 
@@ -66,7 +75,7 @@ def compile_kernels(folder: Path, op: str, architecture: str) -> Compiled:
     _, *functions = re.split(r"\.entry (?=\w)", (folder / f"{source.stem}.ptx").read_text())
     _, *reports = re.split(r"Compiling entry function '(?=\w)", run.stdout + run.stderr)
     ptx, report = ({kernel_of(re.match(r"\w+", text)[0]): text for text in texts} for texts in (functions, reports))
-    return Compiled(op, ptx, report)
+    return Compiled(op, folder / "kernel.cubin", ptx, report)
 
 
 @pytest.fixture(scope="module", params=["sm_80", "sm_90"] if is_full_run() else ["sm_80"])
@@ -77,6 +86,21 @@ def architecture(request) -> str:
 @pytest.fixture(scope="module", params=OPS)
 def compiled(request, architecture, tmp_path_factory) -> Compiled:
     return compile_kernels(tmp_path_factory.mktemp(f"{request.param}-{architecture}"), request.param, architecture)
+
+
+@pytest.fixture(scope="module")
+def machine_code(compiled) -> dict[Kernel, str]:
+    """The instructions of each kernel that the GPU executes."""
+    command = [disassembler(), "-c", compiled.cubin]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    _, *functions = re.split(r"^\.text\.(?=\w+:)", listing, flags=re.MULTILINE)
+    return {kernel_of(re.match(r"\w+", text)[0]): text for text in functions}
+
+
+def blocks_at_once(registers: int, threads: int, shared_bytes: int) -> int:
+    """How many blocks a multiprocessor holds; registers are given out by 256 to whole warps."""
+    of_warp = -(-registers * 32 // 256) * 256
+    return min(REGISTERS // (of_warp * -(-threads // 32)), SHARED_BYTES // (shared_bytes + RESERVED_BYTES))
 
 
 def test_the_list_of_attention_tiles_fits_shared_memory():
@@ -115,6 +139,33 @@ def test_kernels_use_tensor_cores_and_asynchronous_copies(compiled):
         assert element == "float" or "ldmatrix.sync.aligned.m8n8.x4" in ptx, kernel
         if kernel.name == "token_gather_attention_forward":
             assert re.search(r"st\.global\.v4\.\w+", ptx), (kernel, "128-bit stores")
+
+
+def test_a_multiprocessor_holds_a_block_of_every_kernel(compiled):
+    for name, report in compiled.ptxas_report.items():
+        registers = int(re.search(r"Used (\d+) registers", report)[1])
+        threads = int(re.search(r"\.maxntid (\d+)", compiled.ptx[name])[1])
+        assert blocks_at_once(registers, threads, MOST_SHARED_BYTES) >= 1, (name, registers, threads)
+
+
+def test_blocks_at_once():
+    assert blocks_at_once(registers=255, threads=128, shared_bytes=0) == 2
+    assert blocks_at_once(registers=32, threads=128, shared_bytes=40_000) == 4
+    assert blocks_at_once(registers=128, threads=1024, shared_bytes=0) == 0
+
+
+def test_machine_code_has_tensor_cores_and_wide_copies_and_no_local_memory(compiled, machine_code):
+    assert machine_code.keys() == compiled.ptx.keys()
+    for kernel, code in machine_code.items():
+        assert not re.search(r"\b(LDL|STL)\b", code), (kernel, "local memory")
+        if not kernel.tile:
+            continue
+        element = kernel.tile[0]
+        assert MACHINE_MULTIPLICATIONS[element] in code, kernel
+        assert re.search(r"\bLDGSTS\.E\S*\.128\b", code), (kernel, "128-bit asynchronous copies")
+        assert element == "float" or "LDSM.16." in code, kernel
+        if kernel.name == "token_gather_attention_forward":
+            assert "STG.E.128 " in code, (kernel, "128-bit stores")
 
 
 def test_kernels_add_in_a_fixed_order(compiled):

@@ -38,6 +38,7 @@ PHOTOS_HELP = "Folder of images, for models that read them."
 IMAGES_HELP = "mixed or square: sizes of ViLT's images; mixed if left out."
 EXPLAINED_HELP = "Questions about images for a model with trimmers, as of `vleff smarttrim evaluate`; 32 are asked."
 OUTPUT_HELP = "Folder for the JSON file and the figure."
+SELF_TEST_HELP = "Also compare every op with float64, on the processor and on the GPU; status 1 if one is wrong."
 TABLE_HELP = "File to write; the one that vleff reads ($VLEFF_CHOICES or ~/.config/vleff/choices.json) if left out."
 
 
@@ -98,7 +99,9 @@ def demo(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    self_test: Annotated[bool, typer.Option("--self-test", help=SELF_TEST_HELP)] = False,
+) -> None:
     """Report what vleff found on this machine, what is missing, and how to get it."""
     from vleff.doctor import collect
 
@@ -106,10 +109,19 @@ def doctor() -> None:
     table = Table(show_header=False, box=None)
     for column in ("", "part", "found"):
         table.add_column(column, overflow="fold")
-    for check in collect():
+    checks = collect()
+    for check in checks:
         hint = f"\n[dim]{escape(check.hint)}[/]" if check.hint else ""
         table.add_row(marks[check.status], escape(check.name), f"{escape(check.detail)}{hint}")
     console.print(table)
+    if not self_test:
+        return
+    if any(check.status == "missing" for check in checks):
+        raise typer.Exit(1)
+    from vleff.self_test import self_test as passes
+
+    if not passes(console):
+        raise typer.Exit(1)
 
 
 @app.command()

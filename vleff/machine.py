@@ -3,6 +3,8 @@
 import platform
 from pathlib import Path
 
+import torch
+
 
 def processor() -> str:
     """The kind of processor, as the system names it."""
@@ -17,3 +19,9 @@ def processor() -> str:
     name = entries.get("model name", platform.machine())
     family, model = entries.get("cpu family"), entries.get("model")
     return f"{name} (family {family}, model {model})" if family and model else name
+
+
+def gpu() -> str:
+    """The GPU in use: its name, compute capability and the version of CUDA that torch was built with."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{properties.name} (compute capability {properties.major}.{properties.minor}, CUDA {torch.version.cuda})"

@@ -13,7 +13,7 @@ import transformers
 
 from vleff.bench.matching import Match
 from vleff.bench.timing import Comparison, compare
-from vleff.machine import processor
+from vleff.machine import gpu, processor
 
 BASELINE = "dense"
 OURS = "vleff"
@@ -98,9 +98,14 @@ class Results:
         return content
 
 
-def machine() -> dict[str, Any]:
-    """The processor, threads, instruction set and versions that a measurement depends on."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """The device, processor, threads, instruction set and versions that a measurement depends on.
+
+    Args:
+        device: "cpu" or "cuda", where it ran.
+    """
     return {
+        "device": gpu() if device == "cuda" else "CPU",
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,5 +1,6 @@
 """Linear layers that compute only the attention heads that each sample keeps, in place of nn.Linear."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from vleff.ops.head_masked_linear import (
 )
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DEVICES = ("cpu", "cuda") if json.loads(torch.ops.vleff.build_info())["cuda"] else ("cpu",)
 
 
 class _PackedCopy:
@@ -39,9 +41,9 @@ class HeadMaskedLinear(nn.Linear):
 
     Inference (no input or parameter requires a gradient, or gradients are disabled) reads a packed copy of the
     weight, made when it is first needed, as large as the weight. A change of the weight in place is noticed; after
-    one through `.data`, call `refresh()`. Under torch.compile and torch.distributed no copy is made or used.
-    Everything but float32, bfloat16 and float16 on the CPU, autocast and forward-mode differentiation run plain torch,
-    which computes all heads. The function stays the same.
+    one through `.data`, call `refresh()`. On a GPU, under torch.compile and torch.distributed no copy is made or used.
+    Everything but float32, bfloat16 and float16 on the CPU or, if vleff was built with CUDA, a GPU, autocast and
+    forward-mode differentiation run plain torch, which computes all heads. The function stays the same.
 
     Args:
         in_features, out_features, bias, device, dtype: as of nn.Linear. To project, out_features is
@@ -160,7 +162,7 @@ class HeadMaskedLinear(nn.Linear):
     def explain(self) -> str:
         """Which kernel an inference forward runs, and why."""
         weight = self.weight
-        if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
+        if weight.device.type not in _DEVICES or weight.dtype not in _DTYPES:
             return f"plain torch, because the kernel takes no {weight.dtype} on {weight.device}".replace("torch.", "")
         return f"head_masked_{self.direction}, {self.heads} heads"
 
@@ -221,7 +223,7 @@ def _stacked(layers: Sequence[HeadMaskedLinear]) -> Tensor:
 
 def _packed_or_plain(copy: _PackedCopy, layers: Sequence[HeadMaskedLinear]) -> Tensor:
     """The weights in one: packed, where changes of them are noticed, otherwise plain."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or layers[0].weight.device.type != "cpu":
         return _stacked(layers)
     versions = [version_of(layer.weight) for layer in layers]
     if None in versions:
@@ -236,7 +238,7 @@ def _packed_or_plain(copy: _PackedCopy, layers: Sequence[HeadMaskedLinear]) -> T
 
 
 def _takes_plain_torch(input: Tensor, weight: Tensor) -> bool:
-    return input.device.type != "cpu" or weight.dtype not in _DTYPES or is_autocast(input) or is_transformed()
+    return input.device.type not in _DEVICES or weight.dtype not in _DTYPES or is_autocast(input) or is_transformed()
 
 
 def _differentiates(*tensors: Tensor | None) -> bool:
