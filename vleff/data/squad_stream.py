@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def stream_articles(path: str | Path, report: Callable[[BadRecord], object]) -> 
         try:
             for number, text in enumerate(_elements(iter(lambda: file.read(_CHUNK), ""))):
                 yield _article(number, text, report)
-        except (gzip.BadGzipFile, EOFError, ValueError) as error:
+        except (gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
             raise ValueError(f"{path}: expected JSON in SQuAD format (.json or .json.gz), got {error}") from error
 
 

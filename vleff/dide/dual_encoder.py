@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.utils import ModelOutput
 from vleff.dide.config import DualEncoderConfig
 from vleff.dide.heads import ClassificationHead, PairOfImagesHead, RetrievalHead
 from vleff.models.vilt_towers import ViltImageModel, ViltTextModel
+from vleff.training.checkpoints import reading
 
 
 @dataclass
@@ -111,6 +113,17 @@ class DualEncoder(PreTrainedModel):
             own.load_state_dict(tower.state_dict())
         nn.Module.to(model, dtype=text_model.dtype)
         return model.train(text_model.training)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> "DualEncoder":
+        """As of PreTrainedModel.
+
+        Raises:
+            OSError: there is no such checkpoint.
+            ValueError: it is damaged, or none of a dual encoder.
+        """
+        with reading(Path(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **options)
 
     def encode_text(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Tensor

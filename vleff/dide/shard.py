@@ -23,6 +23,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from vleff.training.checkpoints import reading
+
 VECTORS, IDS, ID_ENDS, JOURNAL = FILES = ("vectors", "ids", "id_ends", "journal")
 
 _RECORD = struct.Struct("<4sqqI")  # magic, rows, bytes of ids, checksum of what precedes
@@ -47,6 +49,7 @@ class ShardReader:
     """
 
     def __init__(self, folder: Path, width: int, dtype: np.dtype) -> None:
+        self._folder = folder
         with (folder / JOURNAL).open("rb") as journal:
             self.rows, id_bytes, _ = _committed(journal.fileno())
         self.vectors = _map(folder / VECTORS, dtype, (self.rows, width))
@@ -54,14 +57,16 @@ class ShardReader:
         self._ids = _map(folder / IDS, np.dtype(np.uint8), (id_bytes,))
 
     def id_of(self, row: int) -> str:
-        """The id of a row, counted from 0 within the shard."""
+        """The id of a row, counted from 0 within the shard; a ValueError names the shard if it is damaged."""
         start = int(self._ends[row - 1]) if row else 0
-        return bytes(self._ids[start : int(self._ends[row])]).decode()
+        with reading(self._folder):
+            return bytes(self._ids[start : int(self._ends[row])]).decode()
 
     def ids(self) -> list[str]:
-        """The ids of all rows."""
+        """The ids of all rows; a ValueError names the shard if they are damaged."""
         text, ends = self._ids.tobytes(), self._ends.tolist()
-        return [text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+        with reading(self._folder):
+            return [text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class ShardWriter:

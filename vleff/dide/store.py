@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vleff.dide.shard import ID_ENDS, IDS, JOURNAL, VECTORS, ShardReader, ShardWriter, sync_folder
 from vleff.dide.version import RepresentationVersion
-from vleff.training.checkpoints import replace_file
+from vleff.training.checkpoints import reading, replace_file
 
 DTYPES = ("float16", "float32")
 
@@ -53,11 +53,14 @@ class RepresentationStore:
     def __init__(self, folder: str | Path, version: RepresentationVersion | None = None) -> None:
         self.folder = Path(folder)
         manifest = _read_manifest(self.folder)
-        self.version = RepresentationVersion.from_dict(manifest["version"])
-        self.width, self.dtype = int(manifest["width"]), np.dtype(manifest["dtype"]).newbyteorder("<")
+        with reading(self.folder):
+            self.version = RepresentationVersion.from_dict(manifest["version"])
+            self.width, self.dtype = int(manifest["width"]), np.dtype(manifest["dtype"]).newbyteorder("<")
         if version is not None:
             self.version.check(version, self.folder)
-        self._shards = {path.name: ShardReader(path, self.width, self.dtype) for path in _shard_folders(self.folder)}
+        with reading(self.folder):
+            paths = _shard_folders(self.folder)
+            self._shards = {path.name: ShardReader(path, self.width, self.dtype) for path in paths}
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards.values())])
 
     @classmethod
@@ -279,7 +282,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no representation store: {_MANIFEST} is not there")
-    manifest = json.loads(path.read_text())
+    with reading(path):
+        manifest = json.loads(path.read_text())
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise ValueError(f"{path}: expected a store of format {_FORMAT}")
     return manifest

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from vleff.lottery.matrices import AttentionMatrices, attention_matrices
+from vleff.training.checkpoints import reading
 
 Batch = Mapping[str, Tensor]
 Objective = Callable[[Any, Batch], Tensor]
@@ -59,11 +60,12 @@ class HeadScores:
         Raises:
             ValueError: the file is something else.
         """
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"{path}: expected head scores of format {_FORMAT}")
-        scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in content["scores"].items()}
-        return cls(scores, content["examples"], content["steps"])
+        with reading(Path(path)):
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("format") != _FORMAT:
+                raise ValueError(f"{path}: expected head scores of format {_FORMAT}")
+            scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in content["scores"].items()}
+            return cls(scores, content["examples"], content["steps"])
 
     def plot(self, path: str | Path) -> None:
         """Draws the scores, each relative to the mean of its attention, as a map: attentions down, heads across."""

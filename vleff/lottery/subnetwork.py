@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vleff.training.checkpoints import reading
 from vleff.training.sparse_checkpoints import (
     DESCRIPTION,
     REMAINDERS,
@@ -95,9 +96,10 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: the folder holds no subnetwork.
-        ValueError: its description does not fit this version of vleff, or its weights.
+        ValueError: it is damaged, or its description does not fit this version of vleff, or its weights.
     """
     folder = Path(folder)
     if not holds_subnetwork(folder):
         raise FileNotFoundError(f"{folder} holds no subnetwork: {DESCRIPTION} is not there")
-    return read_subnetwork(folder)
+    with reading(folder):
+        return read_subnetwork(folder)

@@ -17,7 +17,7 @@ from vleff.smarttrim.attachment import attach
 from vleff.smarttrim.config import SmartTrimConfig
 from vleff.smarttrim.execution import trimmers_of
 from vleff.smarttrim.trimming import Trimmers
-from vleff.training.checkpoints import replace_file
+from vleff.training.checkpoints import reading, replace_file
 from vleff.training.sparse_checkpoints import holds_subnetwork, masked_layers, read_subnetwork, write_subnetwork
 
 DESCRIPTION = "smarttrim.json"
@@ -62,11 +62,17 @@ def from_pretrained(folder: str | Path) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: the folder holds no trimmed model.
-        ValueError: its description does not fit this version of vleff, or its trimmers do not fit the model.
+        ValueError: it is damaged, its description does not fit this version of vleff, or its trimmers do not fit the
+            model.
     """
     folder = Path(folder)
     if not (folder / DESCRIPTION).exists():
         raise FileNotFoundError(f"{folder} holds no trimmed model: {DESCRIPTION} is not there")
+    with reading(folder):
+        return _read(folder)
+
+
+def _read(folder: Path) -> PreTrainedModel:
     description = json.loads((folder / DESCRIPTION).read_text())
     if description.get("format") != _FORMAT:
         raise ValueError(f"{folder / DESCRIPTION}: expected format {_FORMAT}, got {description.get('format')!r}")

@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 SETTINGS = "settings.json"
 
@@ -24,6 +27,22 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within it, a file or folder that vleff wrote is read, and what goes wrong is a matter of its content.
+
+    Raises:
+        ValueError: it is damaged, or of something else; the message names `path`.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: damaged, or not what was saved there: {reason}") from error
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

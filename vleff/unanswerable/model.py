@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from vleff.nn.ragged import RaggedBatch
+from vleff.training.checkpoints import reading
 from vleff.unanswerable.batches import SourceCollator
 from vleff.unanswerable.config import PairToSequenceConfig
 from vleff.unanswerable.decoder import Decoder
@@ -180,12 +181,14 @@ class PairToSequence(PreTrainedModel):
         Raises:
             FileNotFoundError: the folder has no vocabulary.
             OSError: it holds no model.
+            ValueError: it is damaged, or of another version of vleff.
         """
         folder = Path(pretrained_model_name_or_path)
-        model = super().from_pretrained(folder, *args, **options)
-        model.vocabulary = Vocabulary.load(folder)
-        if (folder / TOKENIZER).is_dir():
-            model.tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
+        with reading(folder):
+            model = super().from_pretrained(folder, *args, **options)
+            model.vocabulary = Vocabulary.load(folder)
+            if (folder / TOKENIZER).is_dir():
+                model.tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
         return model
 
     def _init_weights(self, module: nn.Module) -> None:

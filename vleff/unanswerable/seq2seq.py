@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from vleff.training.checkpoints import replace_file
+from vleff.training.checkpoints import reading, replace_file
 from vleff.training.evaluating import evaluating
 from vleff.unanswerable.beam_search import beam_search
 from vleff.unanswerable.decoding import DenseWords, Rules
@@ -105,16 +105,17 @@ class Seq2SeqGenerator:
 
         Raises:
             FileNotFoundError: the folder holds none.
-            ValueError: it is of another version of vleff.
+            ValueError: it is damaged, or of another version of vleff.
         """
         folder = Path(folder)
         if not (folder / DESCRIPTION).exists():
             raise FileNotFoundError(f"{folder} holds no Seq2SeqGenerator: {DESCRIPTION} is not there")
-        description = json.loads((folder / DESCRIPTION).read_text())
-        if description.pop("format", None) != _FORMAT:
-            raise ValueError(f"{folder / DESCRIPTION}: expected format {_FORMAT}")
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder)
-        return cls(model, AutoTokenizer.from_pretrained(folder), settings, **description)
+        with reading(folder):
+            description = json.loads((folder / DESCRIPTION).read_text())
+            if description.pop("format", None) != _FORMAT:
+                raise ValueError(f"{folder / DESCRIPTION}: expected format {_FORMAT}")
+            model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+            return cls(model, AutoTokenizer.from_pretrained(folder), settings, **description)
 
     def _tokenize(self, texts: Sequence[str], most: int) -> dict[str, Tensor]:
         encoded = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
