@@ -16,7 +16,9 @@ CASE = "benchmarks/bench_token_gather_attention.py::test_forward[64 x 40 tokens-
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    # as an xdist worker's child, pytest-benchmark would not measure
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
