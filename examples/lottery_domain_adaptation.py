@@ -84,6 +84,7 @@ def main() -> None:
             parser.error("--data and --model are needed, except with --table")
         study(arguments)
     print(table(arguments.results))
+    print(comparison(arguments.results))
 
 
 def study(arguments: argparse.Namespace) -> None:
@@ -195,6 +196,23 @@ def table(results: Path) -> str:
         f1, exact_match = (np.array([one[metric] for one in ones]) for metric in ("f1", "exact_match"))
         settings = f"| {target} | {shots} | {sparsity:.0%} | {arm} | {len(ones)} | {ones[0]['zero_shot']['f1']:.1f} "
         lines.append(settings + f"| {interval(f1)} | {exact_match.mean():.1f} |")
+    return "\n".join(lines)
+
+
+def comparison(results: Path) -> str:
+    """What attribution gains over magnitude on the same few questions, and any reader by tuning, in points of F1."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    by_case = {tuple(one[key] for key in ("target", "shots", "seed", "sparsity", "arm")): one for one in found}
+    differences: dict[str, list[float]] = {}
+    for (*case, sparsity, arm), one in by_case.items():
+        tuned = f"tuning, {arm} at {sparsity:.0%}"
+        differences.setdefault(tuned, []).append(one["f1"] - one["zero_shot"]["f1"])
+        other = by_case.get((*case, sparsity, "magnitude"))
+        if arm == "attribution" and other is not None:
+            differences.setdefault(f"attribution over magnitude at {sparsity:.0%}", []).append(one["f1"] - other["f1"])
+    lines = ["", "| gain in F1 by | cases | mean | least | most |", "|---" * 5 + "|"]
+    for name, gains in sorted(differences.items()):
+        lines.append(f"| {name} | {len(gains)} | {np.mean(gains):.1f} | {min(gains):.1f} | {max(gains):.1f} |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from methods.distributed.students import STUDENTS, Student, make
+from methods.distributed.students import STEPPED, Student, make
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -53,12 +53,12 @@ def main() -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank = dist.get_rank()
-    for method in STUDENTS:
-        student = make(method, pruned=True)
+    for method in STEPPED:
+        student = make(method)
         single = copy.deepcopy(student.model)
         expected = take_steps(student, single, [0, 1])
         for kind in ("DDP", "fully_shard"):
-            own = make(method, pruned=True)
+            own = make(method)
             if kind == "DDP":
                 model: nn.Module = DistributedDataParallel(own.model, find_unused_parameters=True)
             else:

@@ -53,7 +53,7 @@ def twice(inputs: Inputs) -> Inputs:
     return {name: torch.cat([value, value.flip(0)]) for name, value in inputs.items()}
 
 
-def smarttrim_student(pruned: bool = False) -> Student:
+def smarttrim_student() -> Student:
     family = trimmed(ViltForQuestionAnswering)
     labels = torch.rand(family.outputs()["logits"].shape)
 
@@ -67,7 +67,7 @@ def smarttrim_student(pruned: bool = False) -> Student:
     return Student(family.model.train(), inputs, loss, trainer, list(family.model.vilt.encoder.layer))
 
 
-def dide_student(pruned: bool = False) -> Student:
+def dide_student() -> Student:
     fusion = small_models.teacher("vqa")
     model = vleff.accelerate(dide.DualEncoder.from_fusion(fusion, "vqa", num_labels=small_models.ANSWERS))
     teacher = dide.FusionTeacher(vleff.accelerate(fusion))
@@ -83,13 +83,13 @@ def dide_student(pruned: bool = False) -> Student:
     return Student(model.train(), inputs, loss, trainer, layers)
 
 
-def lottery_student(pruned: bool = False) -> Student:
+def lottery_student(extracted: bool = False) -> Student:
     """A reader that is pruned while it is trained, or a subnetwork of it."""
     model = bert()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    if pruned:
+    if extracted:
         sparse(model)
     vleff.accelerate(model)
 
@@ -107,7 +107,14 @@ def lottery_student(pruned: bool = False) -> Student:
     return Student(model.train(), inputs, loss, trainer, list(model.bert.encoder.layer))
 
 
-STUDENTS = {"smarttrim": smarttrim_student, "dide": dide_student, "lottery": lottery_student}
+STUDENTS: dict[str, Callable[[], Student]] = {
+    "smarttrim": smarttrim_student,
+    "dide": dide_student,
+    "lottery": lottery_student,
+    "subnetwork": lambda: lottery_student(extracted=True),
+}
+TRAINED = ("smarttrim", "dide", "lottery")  # by their Trainers
+STEPPED = ("smarttrim", "dide", "subnetwork")  # by a loop of one's own
 
 
 def layers_of(tower: nn.Module) -> list[nn.Module]:
@@ -116,9 +123,9 @@ def layers_of(tower: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len))
 
 
-def make(method: str, pruned: bool = False) -> Student:
+def make(method: str) -> Student:
     torch.manual_seed(0)
-    return STUDENTS[method](pruned)
+    return STUDENTS[method]()
 
 
 def trainer_for(method: str, folder: Path, batch: int, callbacks: list[TrainerCallback] | None = None) -> Trainer:

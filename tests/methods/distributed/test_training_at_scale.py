@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.distributed.students import STUDENTS, trainer_for
+from methods.distributed.students import STEPPED, TRAINED, trainer_for
 
 HERE, TESTS = Path(__file__).parent, Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def torchrun(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    for method in STUDENTS:  # each run ends with a kill
+    for method in TRAINED:  # each run ends with a kill
         torchrun("train_worker.py", str(folder))
         assert (folder / f"{method} was killed").exists()
     done = torchrun("train_worker.py", str(folder))
@@ -43,7 +43,7 @@ def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         assert torch.equal(actual[name], value), name
 
 
-@pytest.mark.parametrize("method", STUDENTS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_killed_and_resumed_ends_with_the_same_weights(method: str, trained: Path) -> None:
     expected = weights(trained / "whole" / method)
     assert_equal(weights(trained / "killed" / method), expected)
@@ -66,4 +66,4 @@ def test_the_trainer_in_two_processes_has_the_losses_of_one(method: str, trained
 def test_steps_of_two_processes_are_those_of_one() -> None:
     done = torchrun("steps_worker.py")
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.splitlines() == [f"{method} {kind}" for method in STUDENTS for kind in ("DDP", "fully_shard")]
+    assert done.stdout.splitlines() == [f"{method} {kind}" for method in STEPPED for kind in ("DDP", "fully_shard")]

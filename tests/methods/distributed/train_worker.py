@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods.distributed.students import STUDENTS, trainer_for
+from methods.distributed.students import TRAINED, trainer_for
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -34,7 +34,7 @@ class Kill(TrainerCallback):
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     for kind in ("whole", "killed"):
-        for method in STUDENTS:
+        for method in TRAINED:
             own = folder / kind / method
             weights = own / f"weights-{RANK}.pt"
             if weights.exists():
