@@ -1,5 +1,6 @@
 """Loads the compiled library, which registers the ops `torch.ops.vleff.*`."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -30,3 +31,5 @@ def load() -> None:
 
 
 load()
+# the types of devices for which kernels were compiled
+DEVICES = ("cpu", "cuda") if json.loads(torch.ops.vleff.build_info())["cuda"] else ("cpu",)

@@ -27,7 +27,7 @@ class Called(TorchDispatchMode):
 @pytest.fixture
 def with_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the library was built with CUDA; fake tensors need no kernels."""
-    monkeypatch.setattr(head_masked_linear, "_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(head_masked_linear, "DEVICES", ("cpu", "cuda"))
 
 
 def make(direction: str, dtype: torch.dtype = torch.bfloat16) -> HeadMaskedLinear:
@@ -62,8 +62,8 @@ def test_query_key_and_value_are_one_product(with_cuda_kernels: None) -> None:
 
 
 def test_other_dtypes_and_builds_without_cuda_take_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for devices, dtype in ((("cpu", "cuda"), torch.float64), (("cpu",), torch.bfloat16)):
-        monkeypatch.setattr(head_masked_linear, "_DEVICES", devices)
+    for built_for, dtype in ((("cpu", "cuda"), torch.float64), (("cpu",), torch.bfloat16)):
+        monkeypatch.setattr(head_masked_linear, "DEVICES", built_for)
         with fake_cuda(), torch.no_grad():
             layer = make("project", dtype)
             input = torch.empty(TOKENS, WIDTH, device="cuda", dtype=dtype)

@@ -79,7 +79,8 @@ class PackedEncoder(Trimmable, nn.Module):
         """Runs all layers."""
         self.pack_weights()
         values, rows = batch.values, batch.values.shape[0]
-        may_add = not torch.compiler.is_compiling() and context.padded_bias is None and context.memory is None
+        may_add = values.device.type == "cpu" and not torch.compiler.is_compiling()
+        may_add = may_add and context.padded_bias is None and context.memory is None
         if may_add and 0 < rows < FEWEST_ROWS:
             more = _with_one_more_sample(batch)  # otherwise every linear would fill up its rows
             values, context = more.values, replace(context, batch=more)

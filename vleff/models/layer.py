@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from vleff._library import DEVICES
 from vleff.models.head_projections import head_masked, project_kept_heads
 from vleff.models.trimming import AttentionControl, Controls, Stream
 from vleff.nn.fused_linear import FusedLinear
@@ -203,7 +204,7 @@ def runs_packed(
         and bool(arguments.get("is_causal")) == is_causal
         and not any(arguments.get(name) for name in _UNCOVERED_FLAGS)
         and all(arguments.get(name) is None for name in _UNCOVERED_TENSORS)
-        and hidden_states.device.type == "cpu"
+        and hidden_states.device.type in DEVICES
         and hidden_states.dtype in _PACKED_DTYPES
     )
 

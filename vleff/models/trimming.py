@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vleff.nn.pending_count import can_wait_for
 from vleff.nn.ragged import RaggedBatch
 
 _STREAM, _MEMORY, _INITIAL = "_vleff_stream", "_vleff_memory", "_vleff_initial"
@@ -156,7 +157,7 @@ class Stream:
 
     def select(self, survivors: Tensor, parts: Tensor) -> "Stream":
         """Only the tokens with these row numbers, ascending, of which parts [parts + 1] say where each part begins."""
-        if not torch.compiler.is_compiling() and survivors.shape[0] == self.values.shape[0]:
+        if can_wait_for(survivors) and survivors.shape[0] == self.values.shape[0]:
             return self
 
         def select(rows: Tensor | None) -> Tensor | None:

@@ -1,12 +1,12 @@
 """Linear layers that compute only the attention heads that each sample keeps, in place of nn.Linear."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vleff._library import DEVICES
 from vleff.nn.fused_linear import FusedLinear
 from vleff.nn.modes import is_autocast, is_called_plainly, is_transformed, version_of
 from vleff.ops.head_masked_linear import (
@@ -18,7 +18,6 @@ from vleff.ops.head_masked_linear import (
 )
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_DEVICES = ("cpu", "cuda") if json.loads(torch.ops.vleff.build_info())["cuda"] else ("cpu",)
 
 
 class _PackedCopy:
@@ -162,7 +161,7 @@ class HeadMaskedLinear(nn.Linear):
     def explain(self) -> str:
         """Which kernel an inference forward runs, and why."""
         weight = self.weight
-        if weight.device.type not in _DEVICES or weight.dtype not in _DTYPES:
+        if weight.device.type not in DEVICES or weight.dtype not in _DTYPES:
             return f"plain torch, because the kernel takes no {weight.dtype} on {weight.device}".replace("torch.", "")
         return f"head_masked_{self.direction}, {self.heads} heads"
 
@@ -238,7 +237,7 @@ def _packed_or_plain(copy: _PackedCopy, layers: Sequence[HeadMaskedLinear]) -> T
 
 
 def _takes_plain_torch(input: Tensor, weight: Tensor) -> bool:
-    return input.device.type not in _DEVICES or weight.dtype not in _DTYPES or is_autocast(input) or is_transformed()
+    return input.device.type not in DEVICES or weight.dtype not in _DTYPES or is_autocast(input) or is_transformed()
 
 
 def _differentiates(*tensors: Tensor | None) -> bool:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from vleff.nn.pending_count import PendingCount, can_wait_for
+
 
 @dataclass(frozen=True, eq=False)
 class RaggedBatch:
@@ -15,9 +17,10 @@ class RaggedBatch:
     A pytree: torch.compile and functions over trees of tensors see through it. The methods are differentiable
     in the tokens, and compile with `fullgraph=True` without recompiling when only token counts change.
 
-    On the CPU a batch has exactly its samples' tokens as rows. On other devices the count of tokens stands on
-    the device, and reading it would wait for the device: there a batch may have more rows than tokens. Those
-    behind `offsets[-1]` belong to no sample; `unpack` leaves them out.
+    A batch has exactly its samples' tokens as rows. On other devices than the CPU the count of tokens stands on
+    the device, and the host waits for it where it can: not under torch.compile, nor while a CUDA graph is captured.
+    There, and where `rows` says so, a batch may have more rows than tokens. Those behind `offsets[-1]` belong to no
+    sample; `unpack` leaves them out.
 
     Attributes:
         values: [rows, ...], the tokens of sample b are the rows offsets[b] to offsets[b + 1].
@@ -58,8 +61,11 @@ class RaggedBatch:
         if mask.is_floating_point() or mask.is_complex():
             raise TypeError(f"mask: expected bool or integers, zero at padding, got {mask.dtype}")
         keep = mask.flatten() != 0
-        if rows is None and _can_read(keep) and bool(keep.all()):
-            return whole
+        if rows is None and can_wait_for(keep):
+            count = PendingCount(keep.sum()).wait()
+            if count == keep.shape[0]:
+                return whole
+            rows = None if keep.device.type == "cpu" else count
         return whole.compact(keep, rows)
 
     def compact(self, keep: Tensor, rows: int | None = None) -> "RaggedBatch":
@@ -101,10 +107,14 @@ class RaggedBatch:
         """Only the tokens with certain row numbers. They remember their positions.
 
         Args:
-            survivors: int32 or int64 [kept], row numbers, ascending.
+            survivors: int32 or int64 [kept], row numbers, ascending; where the host cannot wait for the device, any
+                behind the last sample's.
             offsets: int32 [batch + 1], where each sample's tokens begin among them.
         """
         slots = self._slots().index_select(0, survivors)
+        if survivors.device.type != "cpu" and not can_wait_for(survivors):  # there may be more rows than tokens
+            numbers = torch.arange(survivors.shape[0], device=survivors.device)
+            slots = slots.masked_fill(numbers >= offsets[-1], self._padded_rows())
         return RaggedBatch(self.values.index_select(0, survivors), offsets, self.max_length, slots)
 
     def unpack(self, length: int | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vleff.models.trimming import BlockSpec, Stream, StreamSpec
+from vleff.nn.pending_count import PendingCount, can_wait_for
 from vleff.ops.trim_tokens import first_of_parts
 from vleff.smarttrim.choices import choose_heads, choose_tokens, random_heads, random_tokens
 from vleff.smarttrim.config import SmartTrimConfig
@@ -25,8 +26,9 @@ class TokenDecision(NamedTuple):
         keep: bool [total].
         chances: float32 [total], logits whose sigmoids are the gradients of `keep`; None if there are none.
         logits: float32 [total], of the trimmer; None if it was not asked.
-        survivors: int32 [kept], row numbers.
+        survivors: int32 [kept], row numbers; on a GPU of room for all tokens.
         kept_parts: int32 [parts + 1], where each part begins among them.
+        count: of the survivors, where it is on its way from a GPU.
     """
 
     keep: Tensor | None = None
@@ -34,6 +36,7 @@ class TokenDecision(NamedTuple):
     logits: Tensor | None = None
     survivors: Tensor | None = None
     kept_parts: Tensor | None = None
+    count: PendingCount | None = None
 
 
 class HeadDecision(NamedTuple):
@@ -115,7 +118,8 @@ class LearnedByKernels(Decider):
         survivors, parts, self._pooled[spec.name], logits = trimmer.choose(
             stream, other, spec.modalities == 2, self.config.threshold_logit
         )
-        return TokenDecision(None, None, logits, survivors, parts)
+        reads = survivors.device.type == "cuda" and can_wait_for(survivors)
+        return TokenDecision(None, None, logits, survivors, parts, PendingCount(parts[-1:]) if reads else None)
 
     def heads(self, spec: StreamSpec, layer: int, block: BlockSpec, stream: Stream) -> HeadDecision | None:
         batch = stream.tokens.batch_size

@@ -93,7 +93,7 @@ class TokenTrimmer(nn.Module):
     def choose(
         self, stream: Stream, other: Tensor | None, paired: bool, threshold: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For inference: `trim_tokens` of the stream; where that is on a GPU, waits for the number of survivors.
+        """For inference: `trim_tokens` of the stream, on a GPU with survivors for all tokens.
 
         Args:
             stream: without gates.
@@ -102,7 +102,7 @@ class TokenTrimmer(nn.Module):
             threshold: of the logits.
         """
         weights = self._weights(stream.values.dtype, paired or other is not None)
-        survivors, kept_parts, pooled, logits = trim_tokens(
+        return trim_tokens(
             stream.values,
             stream.parts,
             **weights,
@@ -111,9 +111,6 @@ class TokenTrimmer(nn.Module):
             paired=paired,
             threshold=threshold,
         )
-        if survivors.device.type == "cuda":
-            survivors = survivors[: int(kept_parts[-1])]
-        return survivors, kept_parts, pooled, logits
 
     def _weights(self, dtype: torch.dtype, with_other: bool) -> dict[str, Any]:
         """By the names that they have in `trim_tokens`; those of another token only if there is one."""

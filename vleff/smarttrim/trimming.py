@@ -15,7 +15,16 @@ from vleff.models.trimming import (
     Trimming,
     TrimmingRun,
 )
-from vleff.smarttrim.deciders import Decider, Learned, LearnedByKernels, Random, Repeated, TokenDecision, pinned_tokens
+from vleff.smarttrim.deciders import (
+    Decider,
+    HeadDecision,
+    Learned,
+    LearnedByKernels,
+    Random,
+    Repeated,
+    TokenDecision,
+    pinned_tokens,
+)
 from vleff.smarttrim.execution import Execution
 from vleff.smarttrim.masks import key_bias, limited, straight_through
 from vleff.smarttrim.merging import merge, with_merged_token
@@ -102,11 +111,21 @@ class Run(TrimmingRun):
         trims = self.config.trims_before(number)
         if trims:
             self.decider.look(self.specs, there)
+        with_layers = [spec for spec in self.specs if spec.layers and trims]
+        tokens = {
+            spec.name: self.decider.tokens(spec, number, there[spec.name]) for spec in with_layers if self.config.tokens
+        }
+        heads = {
+            (spec.name, block.name): self.decider.heads(spec, number, block, there[spec.name])
+            for spec in with_layers
+            if self.config.heads
+            for block in spec.layers[number].blocks
+        }
         trimmed, records = {}, {}
         for spec in self.specs:
             stream, record = there[spec.name], None
-            if trims and spec.layers and self.config.tokens:
-                stream, record = self._trim_tokens(spec, number, stream)
+            if spec.name in tokens:  # from here on the host waits for the device
+                stream, record = self._trim_tokens(spec, number, stream, tokens[spec.name])
             trimmed[spec.name], records[spec.name] = stream, record or layer_record(stream, spec.name, number)
         biases = {name: self._bias(stream) for name, stream in trimmed.items()}
         result = []
@@ -115,10 +134,8 @@ class Run(TrimmingRun):
             if spec.layers:
                 record = records[spec.name]
                 for block in spec.layers[number].blocks:
-                    heads = None
-                    if trims and self.config.heads:
-                        heads = self._trim_heads(spec, number, block, there[spec.name], record)
-                    controls[block.name] = self._control(heads, biases[block.memory])
+                    kept = self._trim_heads(block, heads.get((spec.name, block.name)), record)
+                    controls[block.name] = self._control(kept, biases[block.memory])
                 self.record.layers.append(record)
             result.append((trimmed[spec.name], controls))
         return result
@@ -129,16 +146,20 @@ class Run(TrimmingRun):
         if runs is not None:
             runs.append(self.record)
 
-    def _trim_tokens(self, spec: StreamSpec, number: int, before: Stream) -> tuple[Stream, LayerRecord]:
-        decision = self.decider.tokens(spec, number, before)
+    def _trim_tokens(
+        self, spec: StreamSpec, number: int, before: Stream, decision: TokenDecision
+    ) -> tuple[Stream, LayerRecord]:
         gates = None
         if self.differentiable:
             stream, gates = self._gated(before, decision)
         elif decision.survivors is not None and decision.kept_parts is not None:
+            survivors = decision.survivors
+            if decision.count is not None:
+                survivors = survivors[: decision.count.wait()]
             if before.sizes is not None:
-                dropped = torch.ones_like(before.sizes).index_fill(0, decision.survivors.long(), 0)
+                dropped = torch.ones_like(before.sizes).index_fill(0, survivors.long(), 0)
                 before = merge(before, dropped)
-            stream = before.select(decision.survivors, decision.kept_parts)
+            stream = before.select(survivors, decision.kept_parts)
         else:
             assert decision.keep is not None
             if before.sizes is not None:
@@ -164,11 +185,8 @@ class Run(TrimmingRun):
             return stream.with_gates(together), together
         return stream.weighted(gates).with_gates(together).compact(keep), together
 
-    def _trim_heads(
-        self, spec: StreamSpec, number: int, block: BlockSpec, stream: Stream, record: LayerRecord
-    ) -> Tensor | None:
+    def _trim_heads(self, block: BlockSpec, decision: HeadDecision | None, record: LayerRecord) -> Tensor | None:
         """bool, or 0 and 1 with gradients, [batch, heads]; None if all are kept."""
-        decision = self.decider.heads(spec, number, block, stream)
         if decision is None:
             return None
         heads = decision.keep
