@@ -81,6 +81,7 @@ ON_GPU = (
     "copy-attention",
 )
 GPU_SECTIONS = {f"{name}-cuda": [*SECTIONS[name], "--device", "cuda"] for name in ON_GPU}
+GPU_SECTIONS["accelerate-cuda"] = ["benchmarks/bench_accelerate_gpu.py", "--device", "cuda"]
 ALL_SECTIONS = SECTIONS | GPU_SECTIONS
 
 INTRODUCTION = """# Results

@@ -187,6 +187,7 @@ CUDA_OPS = [
     "head_masked_project",
     "head_masked_reduce",
     "head_masked_grad_weight",
+    "residual_layer_norm",
     "sum_rows",
     "trim_tokens",
     "trim_heads",

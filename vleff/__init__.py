@@ -11,10 +11,20 @@ _MODULES = {
     "restore": "vleff.acceleration",
     "refresh": "vleff.acceleration",
     "explain": "vleff.acceleration",
+    "use_cuda_graphs": "vleff.models.graphs",
     "RaggedBatch": "vleff.nn.ragged",
     "debug_checks": "vleff.ops.debug",
 }
-__all__ = ["RaggedBatch", "__version__", "accelerate", "debug_checks", "explain", "refresh", "restore"]
+__all__ = [
+    "RaggedBatch",
+    "__version__",
+    "accelerate",
+    "debug_checks",
+    "explain",
+    "refresh",
+    "restore",
+    "use_cuda_graphs",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,3 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cuda() -> torch.device:
     """The GPU."""
     return torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 convolutions, such as those that make patches, in float32: torch allows tf32 in them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -1,5 +1,6 @@
 """Accelerated models on the GPU give the outputs and gradients of the models that transformers wrote."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,9 +8,18 @@ import pytest
 import torch
 from model_cases import Case, encoders, heads, make_case, most_error, tensors
 from torch import Tensor, nn
-from transformers import BertModel, CLIPVisionModel, ViTModel
+from transformers import (
+    BertModel,
+    CLIPModel,
+    CLIPVisionModel,
+    DistilBertModel,
+    MPNetModel,
+    ViltModel,
+    ViTModel,
+)
 
 import vleff
+from vleff.models import graphs
 from vleff.nn import RaggedBatch, pending_count
 from vleff.nn.pending_count import PendingCount
 
@@ -45,7 +55,7 @@ def test_layers_run_packed(case: Case) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         case.call(model)
     ops = {event.name for event in profile.events()}
-    assert "vleff::token_gather_attention" in ops
+    assert ops & {"vleff::token_gather_attention", "vleff::fused_linear"}
 
 
 def test_gradients_agree(case: Case) -> None:
@@ -142,6 +152,84 @@ def test_encoder_with_padding_in_a_cuda_graph(cuda: torch.device) -> None:
             states.copy_(torch.randn_like(states))
             graph.replay()
             torch.testing.assert_close(captured, encoder(states, mask).last_hidden_state, atol=2e-5, rtol=2e-5)
+
+
+def graphs_in(encoder: nn.Module) -> int:
+    return len(graphs._graphs[encoder]._graphs)
+
+
+def test_graphs_of_batches_of_any_lengths(cuda: torch.device) -> None:
+    case = bert(cuda)
+    model = vleff.use_cuda_graphs(case.model)
+    plain = vleff.restore(copy.deepcopy(model))
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to(dtype)
+        plain.to(dtype)
+        for lengths in ([17, 3, 1, 9], [1, 1, 1, 1], [17, 17, 17, 17], [60, 64, 2, 64], [17, 3, 2, 9]):
+            mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(cuda)
+            ids = torch.randint(5, 99, mask.shape, device=cuda)
+            with torch.no_grad():
+                actual = model(input_ids=ids, attention_mask=mask).last_hidden_state
+                expected = plain(input_ids=ids, attention_mask=mask).last_hidden_state
+            valid = mask.bool()
+            error = largest((actual - expected)[valid].float()) / largest(expected[valid].float())
+            assert error <= (1e-5 if dtype == torch.float32 else 3e-2), (dtype, lengths)
+            assert actual[~valid].count_nonzero() == 0
+        assert graphs_in(model.encoder) == 3  # by tokens: up to 64, to 128, to 192
+
+
+def test_graphs_follow_weights_that_change(cuda: torch.device) -> None:
+    case = bert(cuda)
+    model = vleff.use_cuda_graphs(case.model)
+    case.call(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    changed = case.call(model).last_hidden_state
+    expected = case.call(vleff.restore(copy.deepcopy(model))).last_hidden_state
+    assert largest((changed - expected)[case.valid]) <= 1e-5 * largest(expected)
+    model.half()
+    assert case.call(model).last_hidden_state.dtype == torch.float16
+    assert graphs_in(model.encoder) == 1
+
+
+def test_graphs_survive_that_others_free_memory(cuda: torch.device) -> None:
+    case = bert(cuda)
+    expected = case.call(case.model).last_hidden_state
+    model = vleff.use_cuda_graphs(case.model)
+    case.call(model)
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    junk = [torch.full((1 << 20,), torch.nan, device=cuda) for _ in range(64)]
+    actual = case.call(model).last_hidden_state
+    assert largest((actual - expected)[case.valid]) <= 1e-5 * largest(expected)
+    assert len(junk) == 64
+
+
+def test_graphs_are_for_inference_only(cuda: torch.device) -> None:
+    case = bert(cuda)
+    model = vleff.use_cuda_graphs(case.model)
+    model(**case.inputs).last_hidden_state.sum().backward()
+    assert graphs_in(model.encoder) == 0
+    assert model.encoder.layer[0].output.dense.weight.grad is not None
+    vleff.use_cuda_graphs(model, False)
+    case.call(model)
+    assert model.encoder not in graphs._graphs
+
+
+@pytest.mark.parametrize("model_class", [CLIPVisionModel, CLIPModel, ViltModel, DistilBertModel, MPNetModel])
+def test_graphs_in_other_families(model_class: type, cuda: torch.device) -> None:
+    made = make_case(model_class)
+    made.model = vleff.accelerate(made.model.to(cuda))
+    made.inputs = {name: x.to(cuda) for name, x in made.inputs.items()}
+    made.valid = None if made.valid is None else made.valid.to(cuda)
+    expected = tensors(made.call(made.model))
+    vleff.use_cuda_graphs(made.model)
+    for _ in range(2):
+        actual = tensors(made.call(made.model))
+        for name in expected:
+            torch.testing.assert_close(actual[name], expected[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model_class", [BertModel, ViTModel])

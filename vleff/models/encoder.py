@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from vleff.models.graphs import graphs_of
 from vleff.models.layer import PackedContext, PackedLayer, additive_mask, is_watched, runs_packed, trimmed_context
 from vleff.models.trimming import (
     Controls,
@@ -46,6 +47,8 @@ class PackedEncoder(Trimmable, nn.Module):
     passes_is_causal: ClassVar[bool] = False
     # whether tokens may be dropped between its layers: nothing after it reads tokens by their places
     trimmable: ClassVar[bool] = False
+    # whether attention adds a bias by the tokens' places in the padded batch, which `context` makes
+    biased_by_places: ClassVar[bool] = False
     config: Any
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -64,9 +67,14 @@ class PackedEncoder(Trimmable, nn.Module):
             if attention_mask is not None:  # the first hidden state is the embeddings' output
                 hidden_states = hidden_states.masked_fill(~attention_mask[:, :, None], 0)
             return super().forward(hidden_states, attention_mask, **kwargs)
-        batch = RaggedBatch.pack(hidden_states, attention_mask)
-        context = self.context(hidden_states, attention_mask, batch)
-        output = self.output_class(last_hidden_state=self.forward_packed(batch, context).unpack())
+        graphs = graphs_of(self)
+        if graphs is not None and not self.training and graphs.takes(hidden_states) and not self.biased_by_places:
+            last = graphs.run(hidden_states, attention_mask, self._run_layers)
+        else:
+            batch = RaggedBatch.pack(hidden_states, attention_mask)
+            context = self.context(hidden_states, attention_mask, batch)
+            last = self.forward_packed(batch, context).unpack()
+        output = self.output_class(last_hidden_state=last)
         return output if kwargs.get("return_dict", True) else output.to_tuple()
 
     def context(
@@ -87,6 +95,9 @@ class PackedEncoder(Trimmable, nn.Module):
         for layer in self.packed_layers():
             values = layer(values, context)
         return batch.replace(values[:rows])
+
+    def _run_layers(self, batch: RaggedBatch) -> torch.Tensor:
+        return self.forward_packed(batch, PackedContext(batch, causal=self.passes_is_causal)).values
 
     def run_trimmed(self, stream: Stream) -> Stream:
         """Runs all layers, trimming the stream if a trimming is active."""

@@ -52,12 +52,14 @@ def head_masked(linear: Any, heads: int, direction: str, stacked: int = 1) -> He
     if torch.compiler.is_compiling():
         return None
     is_stacked = isinstance(linear, StackedProjection)
+    weight = getattr(linear.owner, linear.weight) if is_stacked else linear.weight
+    if weight.device.type != "cpu":  # there a library's dense product is faster, even where few heads are kept
+        return None
     is_plain = type(linear) in (FusedLinear, nn.Linear) and getattr(linear, "activation", "none") == "none"
     if not (is_stacked or is_plain):
         return None
     owner = linear.owner if is_stacked else linear
     entry = _layers.get(owner)
-    weight = getattr(linear.owner, linear.weight) if is_stacked else linear.weight
     if entry is None or entry.weight is not weight:
         if is_stacked:
             layer = HeadMaskedLinear(weight.shape[1], weight.shape[0], heads, direction, stacked, device="meta")

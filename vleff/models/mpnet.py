@@ -55,6 +55,7 @@ class PackedMPNetLayer(PostNormLayer, MPNetLayer):
 class PackedMPNetEncoder(PackedEncoder, MPNetEncoder):
     output_class = BaseModelOutput
     own_attention = True
+    biased_by_places = True
 
     def context(self, hidden_states: torch.Tensor, attention_mask: Any, batch: RaggedBatch) -> PackedContext:
         bias = self.compute_position_bias(hidden_states)

@@ -28,7 +28,7 @@ class TokenDecision(NamedTuple):
         logits: float32 [total], of the trimmer; None if it was not asked.
         survivors: int32 [kept], row numbers; on a GPU of room for all tokens.
         kept_parts: int32 [parts + 1], where each part begins among them.
-        count: of the survivors, where it is on its way from a GPU.
+        pending: the number of survivors, where it is on its way from a GPU.
     """
 
     keep: Tensor | None = None
@@ -36,7 +36,7 @@ class TokenDecision(NamedTuple):
     logits: Tensor | None = None
     survivors: Tensor | None = None
     kept_parts: Tensor | None = None
-    count: PendingCount | None = None
+    pending: PendingCount | None = None
 
 
 class HeadDecision(NamedTuple):

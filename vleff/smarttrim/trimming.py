@@ -154,8 +154,8 @@ class Run(TrimmingRun):
             stream, gates = self._gated(before, decision)
         elif decision.survivors is not None and decision.kept_parts is not None:
             survivors = decision.survivors
-            if decision.count is not None:
-                survivors = survivors[: decision.count.wait()]
+            if decision.pending is not None:
+                survivors = survivors[: decision.pending.wait()]
             if before.sizes is not None:
                 dropped = torch.ones_like(before.sizes).index_fill(0, survivors.long(), 0)
                 before = merge(before, dropped)

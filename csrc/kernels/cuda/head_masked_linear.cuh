@@ -49,9 +49,13 @@ __device__ __forceinline__ int64_t features_of(const HeadFeatures& features) {
   return features.parts * features.heads * features.head_dim;
 }
 
+// Blocks that a multiprocessor's registers have to hold: more hide the waits of each other.
+template <class Tile>
+constexpr int least_blocks = sizeof(typename Tile::Element) == 2 ? 4 : 2;
+
 // One tile of tokens, of one feature block's features.
 template <class Tile, bool weight_by_depth>
-__global__ void __launch_bounds__(Tile::threads, 2)
+__global__ void __launch_bounds__(Tile::threads, least_blocks<Tile>)
     head_masked_project(const __grid_constant__ HeadMaskedProblem problem) {
   using T = typename Tile::Element;
   using Left = LeftTile<Tile, false>;
@@ -115,7 +119,7 @@ __global__ void __launch_bounds__(Tile::threads, 2)
 
 // One tile of tokens, of some of the width.
 template <class Tile, bool weight_by_depth>
-__global__ void __launch_bounds__(Tile::threads, 2)
+__global__ void __launch_bounds__(Tile::threads, least_blocks<Tile>)
     head_masked_reduce(const __grid_constant__ HeadMaskedProblem problem) {
   using T = typename Tile::Element;
   using Left = LeftTile<Tile, false>;

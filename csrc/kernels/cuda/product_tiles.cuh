@@ -62,8 +62,12 @@ struct LinePiece {
 template <class Operand, int threads, class Piece>
 __device__ __forceinline__ void load_operand(unsigned char* tile, const Piece& piece) {
   using T = typename Operand::Element;
-  for (int i = threadIdx.x; i < Operand::lines * Operand::chunks; i += threads) {
-    const int line = i / Operand::chunks, chunk = i % Operand::chunks;
+  constexpr int all = Operand::lines * Operand::chunks;
+  constexpr int unrolled = sizeof(T) == 2 ? all / threads : 1;  // float32 needs its registers for sums
+  static_assert(all % threads == 0);
+#pragma unroll(unrolled)  // what does not change along the depth is then computed once
+  for (int part = 0; part < all; part += threads) {
+    const int i = part + threadIdx.x, line = i / Operand::chunks, chunk = i % Operand::chunks;
     unsigned char* const address = Operand::chunk(tile, line, chunk);
     const LinePiece<T> source = piece(line, chunk * Operand::chunk_elements);
     const int count = max(0, min(source.count, Operand::chunk_elements));

@@ -86,23 +86,47 @@ __device__ __forceinline__ void load_rows(unsigned char* target,
                                           const RaggedSide& side, const SampleRows& sample, int first,
                                           int head_dim) {
   using T = typename Tile::Element;
-  for (int i = threadIdx.x; i < rows * Tile::chunks; i += Tile::threads) {
-    const int row = i / Tile::chunks, chunk = i % Tile::chunks, column = chunk * Tile::chunk_elements;
-    unsigned char* address = chunk_address<Tile>(target, row, chunk);
-    const T* source = operand.data;
-    int elements = 0;
-    if (first + row < sample.count && column < head_dim && side.stored > 0) {
-      source += stored_row(side.index, side.stored, sample.first + first + row) * operand.row_stride + column;
-      elements = min(head_dim - column, Tile::chunk_elements);
-    }
-    if (operand.aligned) {
-      copy_async<16>(address, source, elements * static_cast<int>(sizeof(T)));
-    } else {
-      alignas(16) T values[Tile::chunk_elements];
+  constexpr int across = Tile::chunks < Tile::threads ? Tile::chunks : Tile::threads;  // threads along a row
+  constexpr int rows_at_once = Tile::threads / across;
+  static_assert(Tile::threads % across == 0 && Tile::chunks % across == 0 && rows % rows_at_once == 0);
+  const int first_row = threadIdx.x / across, present = side.stored > 0 ? sample.count - first : 0;
 #pragma unroll
-      for (int e = 0; e < Tile::chunk_elements; ++e)
-        values[e] = e < elements ? source[e] : static_cast<T>(0.0f);
-      *reinterpret_cast<uint4*>(address) = *reinterpret_cast<const uint4*>(values);
+  for (int part = 0; part < Tile::chunks / across; ++part) {
+    const int chunk = part * across + threadIdx.x % across, column = chunk * Tile::chunk_elements;
+    const int elements = max(0, min(head_dim - column, Tile::chunk_elements));
+    const auto source_of = [&](int row) {
+      const int64_t stored = stored_row(side.index, side.stored, sample.first + first + row);
+      return operand.data + stored * operand.row_stride + column;
+    };
+    if (!operand.aligned) {
+#pragma unroll 1
+      for (int row = first_row; row < rows; row += rows_at_once) {
+        const int count = row < present ? elements : 0;
+        const T* const source = count > 0 ? source_of(row) : operand.data;
+        alignas(16) T values[Tile::chunk_elements];
+#pragma unroll
+        for (int e = 0; e < Tile::chunk_elements; ++e)
+          values[e] = e < count ? source[e] : static_cast<T>(0.0f);
+        *reinterpret_cast<uint4*>(chunk_address<Tile>(target, row, chunk)) =
+            *reinterpret_cast<const uint4*>(values);
+      }
+    } else if (side.index.numbers) {
+#pragma unroll
+      for (int step = 0; step < rows; step += rows_at_once) {
+        const int row = first_row + step;
+        const bool there = row < present && elements > 0;
+        copy_async<16>(chunk_address<Tile>(target, row, chunk), there ? source_of(row) : operand.data,
+                       there ? elements * static_cast<int>(sizeof(T)) : 0);
+      }
+    } else {  // neighbours in memory: one address, counted up
+      const T* source = operand.data + (sample.first + first + first_row) * operand.row_stride + column;
+#pragma unroll
+      for (int step = 0; step < rows; step += rows_at_once, source += rows_at_once * operand.row_stride) {
+        const int row = first_row + step;
+        const bool there = row < present && elements > 0;
+        copy_async<16>(chunk_address<Tile>(target, row, chunk), there ? source : operand.data,
+                       there ? elements * static_cast<int>(sizeof(T)) : 0);
+      }
     }
   }
 }
@@ -119,11 +143,12 @@ __device__ __forceinline__ void load_numbers(float* target, const float* source,
   }
 }
 
-// products[j] += this warp's 16 stationary rows times streamed rows 8j to 8j + 7, over the head's width.
+// products[j] += this warp's 16 stationary rows times streamed rows 8j to 8j + 7, over the head's width. Of
+// the streamed rows, those from `used` on may be left out.
 template <class Tile>
 __device__ __forceinline__ void multiply_rows(SumFragment (&products)[Tile::streamed_rows / 8],
                                               unsigned char* stationary, unsigned char* streamed,
-                                              const Lane& lane) {
+                                              const Lane& lane, int used = Tile::streamed_rows) {
   using T = typename Tile::Element;
 #pragma unroll 4  // one period of the mixed chunk numbers
   for (int depth = 0; depth < Tile::chunks; depth += 2) {
@@ -132,6 +157,7 @@ __device__ __forceinline__ void multiply_rows(SumFragment (&products)[Tile::stre
         left, chunk_address<Tile>(stationary, lane.warp * 16 + lane.number % 16, depth + lane.number / 16));
 #pragma unroll
     for (int row = 0; row < Tile::streamed_rows; row += 16) {
+      if (sizeof(T) == 2 && row >= used) break;
       uint32_t words[4];
       load_matrices(words, chunk_address<Tile>(streamed, row + lane.number % 8 + lane.number / 16 * 8,
                                                depth + lane.number / 8 % 2));
@@ -143,16 +169,17 @@ __device__ __forceinline__ void multiply_rows(SumFragment (&products)[Tile::stre
 }
 
 // out[j] += weights [16 rows, streamed rows] times columns 8j to 8j + 7 of the streamed rows, from
-// `first_column` on, a multiple of `columns`.
+// `first_column` on, a multiple of `columns`. Of the streamed rows, those from `used` on may be left out.
 template <class Tile, int columns = Tile::width>
 __device__ __forceinline__ void multiply_weights(SumFragment (&out)[columns / 8],
                                                  const SumFragment (&weights)[Tile::streamed_rows / 8],
                                                  unsigned char* streamed, const Lane& lane,
-                                                 int first_column = 0) {
+                                                 int first_column = 0, int used = Tile::streamed_rows) {
   using T = typename Tile::Element;
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int row = 0; row < Tile::streamed_rows; row += 16) {
+      if (sizeof(T) == 2 && row >= used) break;
       const SumFragment &low = weights[row / 8], &high = weights[row / 8 + 1];
       const LeftFragment left = {packed<T>(low[0], low[1]), packed<T>(low[2], low[3]),
                                  packed<T>(high[0], high[1]), packed<T>(high[2], high[3])};
@@ -190,6 +217,17 @@ __device__ __forceinline__ void multiply_weights(SumFragment (&out)[columns / 8]
       }
       add(out[column / 8], sum);
     }
+  }
+}
+
+// act(logit, half, column) for each number of the lane: of its first or second row, in a column of the tile.
+template <class Tile, class Act>
+__device__ __forceinline__ void for_each_logit(SumFragment (&logits)[Tile::streamed_rows / 8],
+                                               const Lane& lane, const Act& act) {
+#pragma unroll
+  for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) act(logits[j][e], e / 2, 8 * j + 2 * lane.thread + e % 2);
   }
 }
 

@@ -20,8 +20,12 @@ __device__ void fill_output(const AttentionProblem& problem, int first, int rows
   }
 }
 
+// Blocks that a multiprocessor's registers have to hold: more hide the waits of each other.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
+constexpr int forward_blocks = sizeof(typename Tile::Element) == 2 && Tile::width <= 64 ? 4 : 1;
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads, forward_blocks<Tile>)
     token_gather_attention_forward(const __grid_constant__ AttentionProblem problem) {
   using T = typename Tile::Element;
   const int tiles = tiles_of(problem.queries, Tile::stationary_rows);
@@ -63,17 +67,9 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
   const Lane lane;
   const float scale = problem.scale * log2_of_e;
-  const bool with_dropout = problem.dropout_p > 0;
-  const uint32_t threshold = DropoutRow::threshold(problem.dropout_p);
-  int limit[2];  // keys that the lane's two queries see
-  DropoutRow dropout[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int query = first_query + lane.warp * 16 + lane.group + 8 * half;
-    limit[half] = visible_keys(problem.causal, query, queries.count, keys.count);
-    if (with_dropout) dropout[half] = DropoutRow(*problem.seed, task.sample, task.head, query);
-  }
+  const int lane_query = first_query + lane.warp * 16 + lane.group;  // the lane's other query is 8 further
   const int visible_to_all = visible_keys(problem.causal, first_query, queries.count, keys.count);
+  const bool has_rows = lane.warp * 16 < rows;
 
   SumFragment out[Tile::width / 8] = {};
   float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
@@ -81,21 +77,23 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     wait_for_copies();
     __syncthreads();  // the tile is in, and every warp has left the other buffer
     if (first_key + Tile::streamed_rows < visible) load_keys(first_key + Tile::streamed_rows, buffer ^ 1);
+    if (!has_rows) continue;
 
+    const int used = visible - first_key;
     SumFragment logits[Tile::streamed_rows / 8] = {};
-    multiply_rows<Tile>(logits, query_rows, key_rows + buffer * Tile::streamed_bytes, lane);
-    const float* const bias = biases + buffer * Tile::streamed_rows;
-    const bool partly_visible = first_key + Tile::streamed_rows > visible_to_all;
-#pragma unroll
-    for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int column = 8 * j + 2 * lane.thread + e % 2;
-        float logit = logits[j][e] * scale;
-        if (problem.key_bias) logit += bias[column] * log2_of_e;
-        if (partly_visible && first_key + column >= limit[e / 2]) logit = -INFINITY;
-        logits[j][e] = logit;
-      }
+    multiply_rows<Tile>(logits, query_rows, key_rows + buffer * Tile::streamed_bytes, lane, used);
+    for_each_logit<Tile>(logits, lane, [&](float& logit, int, int) { logit *= scale; });
+    if (problem.key_bias) {
+      const float* const bias = biases + buffer * Tile::streamed_rows;
+      for_each_logit<Tile>(logits, lane,
+                           [&](float& logit, int, int column) { logit += bias[column] * log2_of_e; });
+    }
+    if (first_key + Tile::streamed_rows > visible_to_all) {
+      const int limit[2] = {visible_keys(problem.causal, lane_query, queries.count, keys.count),
+                            visible_keys(problem.causal, lane_query + 8, queries.count, keys.count)};
+      for_each_logit<Tile>(logits, lane, [&](float& logit, int half, int column) {
+        if (first_key + column >= limit[half]) logit = -INFINITY;
+      });
     }
 
 #pragma unroll
@@ -114,12 +112,8 @@ __global__ void __launch_bounds__(Tile::threads, 1)
       for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
 #pragma unroll
         for (int e = 2 * half; e < 2 * half + 2; ++e) {
-          const float weight = exp2_approximate(logits[j][e] - reference);
-          tile_sum += weight;
-          logits[j][e] = weight;
-          if (with_dropout && dropout[half].word(first_key + 8 * j + 2 * lane.thread + e % 2) < threshold) {
-            logits[j][e] = 0.0f;
-          }
+          logits[j][e] = exp2_approximate(logits[j][e] - reference);
+          tile_sum += logits[j][e];
         }
       }
       sum[half] = sum[half] * shrink + tile_sum;
@@ -129,7 +123,15 @@ __global__ void __launch_bounds__(Tile::threads, 1)
         out[j][2 * half + 1] *= shrink;
       }
     }
-    multiply_weights<Tile>(out, logits, value_rows + buffer * Tile::streamed_bytes, lane);
+    if (problem.dropout_p > 0) {  // made here, so that no register holds it where there is none
+      const uint32_t threshold = DropoutRow::threshold(problem.dropout_p);
+      const DropoutRow dropout[2] = {DropoutRow(*problem.seed, task.sample, task.head, lane_query),
+                                     DropoutRow(*problem.seed, task.sample, task.head, lane_query + 8)};
+      for_each_logit<Tile>(logits, lane, [&](float& weight, int half, int column) {
+        if (dropout[half].word(first_key + column) < threshold) weight = 0.0f;
+      });
+    }
+    multiply_weights<Tile>(out, logits, value_rows + buffer * Tile::streamed_bytes, lane, 0, used);
   }
 
   const float kept_scale = 1.0f / (1.0f - problem.dropout_p);

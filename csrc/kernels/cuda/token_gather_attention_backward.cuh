@@ -21,10 +21,13 @@ constexpr int gradient_columns = Tile::width < 256 / static_cast<int>(sizeof(typ
                                      ? Tile::width
                                      : 256 / static_cast<int>(sizeof(typename Tile::Element));
 
-// P of <q, k>. lse is subtracted before anything is rounded: logits may be large, their distances from lse
-// are not.
-__device__ __forceinline__ float attention_weight(float product, float scale, float key_bias, float lse) {
-  return exp2_approximate((fmaf(product, scale, -lse) + key_bias) * log2_of_e);
+// What P is the exponential of, for <q, k>. lse is subtracted before anything is rounded: logits may be
+// large, their distances from lse are not. Those that see no key have an lse of -inf, and P is 0.
+__device__ __forceinline__ float distance_from_lse(float product, float scale, float lse) {
+  return fmaf(product, scale, lse == -INFINITY ? -INFINITY : -lse);
+}
+__device__ __forceinline__ float attention_weight(float distance) {
+  return exp2_approximate(distance * log2_of_e);
 }
 
 // grad_out, whose rows follow each other.
@@ -106,9 +109,13 @@ __global__ void __launch_bounds__(delta_warps* warp_size)
   }
 }
 
+// Blocks that a multiprocessor's registers have to hold: more hide the waits of each other.
+template <class Tile>
+constexpr bool is_small = sizeof(typename Tile::Element) == 2 && Tile::width <= 64;
+
 // grad_q of one tile of queries.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
+__global__ void __launch_bounds__(Tile::threads, is_small<Tile> ? 4 : 1)
     token_gather_attention_grad_queries(const __grid_constant__ AttentionGradientProblem gradient) {
   using T = typename Tile::Element;
   const AttentionProblem& problem = gradient.attention;
@@ -155,22 +162,16 @@ __global__ void __launch_bounds__(Tile::threads, 1)
   load_keys(0, 0);
 
   const Lane lane;
-  const float kept_scale = 1.0f / (1.0f - problem.dropout_p);
-  const bool with_dropout = problem.dropout_p > 0;
-  const uint32_t threshold = DropoutRow::threshold(problem.dropout_p);
-  // Of the lane's two queries; those that see no key have an lse of +inf here, with which P is 0.
-  int limit[2];
+  const bool has_rows = lane.warp * 16 < rows;
+  const int lane_query = first_query + lane.warp * 16 + lane.group;  // the lane's other query is 8 further
+  const int visible_to_all = visible_keys(problem.causal, first_query, queries.count, keys.count);
   float lse[2], delta[2];
-  DropoutRow dropout[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = lane.warp * 16 + lane.group + 8 * half, query = first_query + row;
-    limit[half] = visible_keys(problem.causal, query, queries.count, keys.count);
-    const int64_t position = (queries.first + query) * problem.heads + task.head;
-    lse[half] = row < rows ? problem.lse[position] : -INFINITY;
-    lse[half] = lse[half] == -INFINITY ? INFINITY : lse[half];
-    delta[half] = row < rows ? gradient.delta[position] : 0.0f;
-    if (with_dropout) dropout[half] = DropoutRow(*problem.seed, task.sample, task.head, query);
+    const bool present = lane_query + 8 * half < first_query + rows;
+    const int64_t position = (queries.first + lane_query + 8 * half) * problem.heads + task.head;
+    lse[half] = present ? problem.lse[position] : -INFINITY;
+    delta[half] = present ? gradient.delta[position] : 0.0f;
   }
 
   SumFragment sums[Tile::width / 8] = {};
@@ -178,33 +179,51 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     wait_for_copies();
     __syncthreads();  // the tile is in, and every warp has left the other buffer
     if (first_key + Tile::streamed_rows < visible) load_keys(first_key + Tile::streamed_rows, buffer ^ 1);
+    if (!has_rows) continue;
+
+    const int used = visible - first_key;
     SumFragment logits[Tile::streamed_rows / 8] = {}, grad_weights[Tile::streamed_rows / 8] = {};
-    multiply_rows<Tile>(logits, query_rows, key_rows + buffer * Tile::streamed_bytes, lane);
-    multiply_rows<Tile>(grad_weights, grad_out_rows, value_rows + buffer * Tile::streamed_bytes, lane);
-    const float* const bias = biases + buffer * Tile::streamed_rows;
+    multiply_rows<Tile>(logits, query_rows, key_rows + buffer * Tile::streamed_bytes, lane, used);
+    multiply_rows<Tile>(grad_weights, grad_out_rows, value_rows + buffer * Tile::streamed_bytes, lane, used);
+    for_each_logit<Tile>(logits, lane, [&](float& logit, int half, int) {
+      logit = distance_from_lse(logit, problem.scale, lse[half]);
+    });
+    if (problem.key_bias) {
+      const float* const bias = biases + buffer * Tile::streamed_rows;
+      for_each_logit<Tile>(logits, lane, [&](float& logit, int, int column) { logit += bias[column]; });
+    }
+    if (first_key + Tile::streamed_rows > visible_to_all) {
+      const int limit[2] = {visible_keys(problem.causal, lane_query, queries.count, keys.count),
+                            visible_keys(problem.causal, lane_query + 8, queries.count, keys.count)};
+      for_each_logit<Tile>(logits, lane, [&](float& logit, int half, int column) {
+        if (first_key + column >= limit[half]) logit = -INFINITY;
+      });
+    }
+    if (problem.dropout_p > 0) {  // made here, so that no register holds it where there is none
+      const float kept_scale = 1.0f / (1.0f - problem.dropout_p);
+      const uint32_t threshold = DropoutRow::threshold(problem.dropout_p);
+      const DropoutRow dropout[2] = {DropoutRow(*problem.seed, task.sample, task.head, lane_query),
+                                     DropoutRow(*problem.seed, task.sample, task.head, lane_query + 8)};
+      for_each_logit<Tile>(grad_weights, lane, [&](float& grad_weight, int half, int column) {
+        const bool kept = dropout[half].word(first_key + column) >= threshold;
+        grad_weight = kept ? grad_weight * kept_scale : 0.0f;
+      });
+    }
 #pragma unroll
     for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int column = 8 * j + 2 * lane.thread + e % 2, key = first_key + column;
-        const float key_bias = problem.key_bias ? bias[column] : 0.0f;
-        const float weight =
-            key < limit[e / 2] ? attention_weight(logits[j][e], problem.scale, key_bias, lse[e / 2]) : 0.0f;
-        float grad_weight = grad_weights[j][e];
-        if (with_dropout) {
-          grad_weight = dropout[e / 2].word(key) < threshold ? 0.0f : grad_weight * kept_scale;
-        }
-        logits[j][e] = weight * (grad_weight - delta[e / 2]);
+        logits[j][e] = attention_weight(logits[j][e]) * (grad_weights[j][e] - delta[e / 2]);
       }
     }
-    multiply_weights<Tile>(sums, logits, key_rows + buffer * Tile::streamed_bytes, lane);
+    multiply_weights<Tile>(sums, logits, key_rows + buffer * Tile::streamed_bytes, lane, 0, used);
   }
   grad_q.store_sums(sums, problem.scale, queries.first + first_query, rows, 0, lane);
 }
 
 // grad_k and grad_v of one tile of keys, in some columns, and what one head adds to grad_key_bias.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
+__global__ void __launch_bounds__(Tile::threads, is_small<Tile> ? 3 : 1)
     token_gather_attention_grad_keys(const __grid_constant__ AttentionGradientProblem gradient) {
   using T = typename Tile::Element;
   constexpr int columns = gradient_columns<Tile>, column_parts = Tile::width / columns;
@@ -271,8 +290,8 @@ __global__ void __launch_bounds__(Tile::threads, 1)
   load_queries(start, 0);
 
   const Lane lane;
-  const float kept_scale = 1.0f / (1.0f - problem.dropout_p);
-  const uint32_t threshold = DropoutRow::threshold(problem.dropout_p);
+  const bool has_rows = lane.warp * 16 < rows;
+  const int lane_key = first_key + lane.warp * 16 + lane.group;  // the lane's other key is 8 further
   float bias[2] = {0.0f, 0.0f}, bias_sum[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -287,31 +306,57 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     if (first_query + Tile::streamed_rows < queries.count) {
       load_queries(first_query + Tile::streamed_rows, buffer ^ 1);
     }
+    if (!has_rows) continue;
+
+    const int used = queries.count - first_query;
     unsigned char* const these_queries = query_rows + buffer * Tile::streamed_bytes;
     unsigned char* const these_grads = grad_out_rows + buffer * Tile::streamed_bytes;
+    const float* const lse = lse_rows + buffer * Tile::streamed_rows;
+    const float* const delta = delta_rows + buffer * Tile::streamed_rows;
     SumFragment weights[Tile::streamed_rows / 8] = {}, grad_logits[Tile::streamed_rows / 8] = {};
-    multiply_rows<Tile>(weights, key_rows, these_queries, lane);
-    multiply_rows<Tile>(grad_logits, value_rows, these_grads, lane);
+    multiply_rows<Tile>(weights, key_rows, these_queries, lane, used);
+    multiply_rows<Tile>(grad_logits, value_rows, these_grads, lane, used);
+    for_each_logit<Tile>(weights, lane, [&](float& weight, int half, int column) {
+      weight = distance_from_lse(weight, problem.scale, lse[column]) + bias[half];
+    });
+    if (problem.causal || used < Tile::streamed_rows) {
+      for_each_logit<Tile>(weights, lane, [&](float& weight, int half, int column) {
+        const bool sees = lane_key + 8 * half <
+                          visible_keys(problem.causal, first_query + column, queries.count, keys.count);
+        if (column >= used || !sees) weight = -INFINITY;
+      });
+    }
+    for_each_logit<Tile>(weights, lane, [&](float& weight, int, int) { weight = attention_weight(weight); });
+    if (with_dropout) {
+      const float kept_scale = 1.0f / (1.0f - problem.dropout_p);
+      const uint32_t threshold = DropoutRow::threshold(problem.dropout_p);
+      const DropoutRow* const pattern = patterns + buffer * Tile::streamed_rows;
 #pragma unroll
-    for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
+      for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int column = 8 * j + 2 * lane.thread + e % 2, query = first_query + column;
-        const int key = first_key + lane.warp * 16 + lane.group + e / 2 * 8;
-        const int number = buffer * Tile::streamed_rows + column;
-        const float lse = lse_rows[number];
-        const bool counts = query < queries.count && lse != -INFINITY &&
-                            key < visible_keys(problem.causal, query, queries.count, keys.count);
-        const float weight = counts ? attention_weight(weights[j][e], problem.scale, bias[e / 2], lse) : 0.0f;
-        const bool kept = !with_dropout || patterns[number].word(key) >= threshold;
-        const float grad_weight = kept ? grad_logits[j][e] * kept_scale : 0.0f;
-        weights[j][e] = kept ? weight * kept_scale : 0.0f;
-        grad_logits[j][e] = weight * (grad_weight - delta_rows[number]);
-        bias_sum[e / 2] += grad_logits[j][e];
+        for (int e = 0; e < 4; ++e) {
+          const int column = 8 * j + 2 * lane.thread + e % 2;
+          const bool kept = pattern[column].word(lane_key + e / 2 * 8) >= threshold;
+          const float grad_weight = kept ? grad_logits[j][e] * kept_scale : 0.0f;
+          grad_logits[j][e] = weights[j][e] * (grad_weight - delta[column]);
+          weights[j][e] = kept ? weights[j][e] * kept_scale : 0.0f;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < Tile::streamed_rows / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          grad_logits[j][e] = weights[j][e] * (grad_logits[j][e] - delta[8 * j + 2 * lane.thread + e % 2]);
+        }
       }
     }
-    multiply_weights<Tile, columns>(value_sums, weights, these_grads, lane, first_column);
-    multiply_weights<Tile, columns>(key_sums, grad_logits, these_queries, lane, first_column);
+    if (bias_sums) {
+      for_each_logit<Tile>(grad_logits, lane,
+                           [&](float& grad_logit, int half, int) { bias_sum[half] += grad_logit; });
+    }
+    multiply_weights<Tile, columns>(value_sums, weights, these_grads, lane, first_column, used);
+    multiply_weights<Tile, columns>(key_sums, grad_logits, these_queries, lane, first_column, used);
   }
   grad_k.store_sums(key_sums, problem.scale, keys.first + first_key, rows, first_column, lane);
   grad_v.store_sums(value_sums, 1.0f, keys.first + first_key, rows, first_column, lane);
