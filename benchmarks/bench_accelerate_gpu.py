@@ -47,6 +47,7 @@ def measure(
     dtype: torch.dtype,
     inputs: dict[str, Tensor],
     valid: Tensor | None,
+    with_compiled: bool = False,
 ) -> None:
     plain, ours = pair(config, dtype)
     with torch.inference_mode():
@@ -55,12 +56,12 @@ def measure(
         check(ours(**inputs).last_hidden_state, expected, valid, dtype)
         check(without_graphs(**inputs).last_hidden_state, expected, valid, dtype)
         baselines = {"eager": partial(plain, **inputs), "vleff without graphs": partial(without_graphs, **inputs)}
-        if dtype == torch.bfloat16:
+        if with_compiled:
             compiled = torch.compile(copy.deepcopy(plain), mode="reduce-overhead")
             for _ in range(3):
                 compiled(**inputs)
             baselines["torch.compile with graphs"] = partial(compiled, **inputs)
-        interleaved(partial(ours, **inputs), baselines, {"eager": 1.0}, budget=3, whole=True)
+        interleaved(partial(ours, **inputs), baselines, {"eager": 1.0}, budget=2, whole=True)
 
 
 @pytest.mark.benchmark(group="BERT-base on the GPU")
@@ -70,7 +71,8 @@ def test_bert(interleaved: Callable[..., None], name: str, gpu_dtype: torch.dtyp
     valid = torch.arange(int(lengths.max())) < lengths[:, None]
     ids = torch.randint(5, 30000, valid.shape, generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids.cuda(), "attention_mask": valid.long().cuda()}
-    measure(interleaved, BertConfig(), gpu_dtype, inputs, valid.cuda())
+    with_compiled = name == "32 x 64-512 tokens" and gpu_dtype == torch.bfloat16
+    measure(interleaved, BertConfig(), gpu_dtype, inputs, valid.cuda(), with_compiled)
 
 
 @pytest.mark.benchmark(group="CLIP's ViT-B/16 on the GPU")

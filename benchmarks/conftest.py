@@ -98,7 +98,7 @@ def interleaved(benchmark, request: pytest.FixtureRequest) -> Callable[..., None
             ours = _synchronized(ours)
             baselines = {name: _synchronized(function) for name, function in baselines.items()}
         elif device == "cuda":
-            calls, budget = GPU_CALLS, min(budget, GPU_BUDGET)
+            calls, budget, targets = GPU_CALLS, min(budget, GPU_BUDGET), None  # which are the CPU's
             captured = {name: _captured(function) for name, function in {"": ours, **baselines}.items()}
             not_captured = [name or "vleff" for name, (_, is_graph) in captured.items() if not is_graph]
             ours, *others = (_synchronized(run) for run, _ in captured.values())

@@ -91,6 +91,9 @@ the files in `docs/results/`; do not edit by hand. The contenders take turns, ro
 threads and in the same dtype. A speedup is the ratio of medians; in brackets its 95 % interval (bootstrap
 over rounds). A benchmark fails, and is only named here, if the outputs do not match. A target is reached if
 the speedup is at least the target; "within noise" means that it is below, but the interval reaches it.
+
+On a GPU a round of an op is a CUDA graph of 20 calls, and times are those of one call; whole models are timed call by
+call, with what the host does.
 """
 
 

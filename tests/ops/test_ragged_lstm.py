@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import DTYPES, assert_same_bits, error, offsets_of
+from fake_cuda import fake_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vleff.ops import ragged_lstm, ragged_lstm_reference
+from vleff.ops.ragged_lstm import _hidden_before
+from vleff.ops.ragged_lstm_steps import ragged_lstm_backward_by_steps, ragged_lstm_by_steps
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 LEAVES = ("gates", "weight", "initial_hidden", "initial_cell")
@@ -293,3 +296,57 @@ def test_bad_gradient(argument: str, wrong: Tensor) -> None:
     given_results = dict(zip(("grad_hidden", "cell", "activated"), results, strict=True)) | {argument: wrong}
     with pytest.raises(RuntimeError, match=rf"ragged_lstm_backward: argument '{argument}': expected .+, got .+"):
         torch.ops.vleff.ragged_lstm_backward(**given_results, **inputs)
+
+
+def steps_with_autograd(**inputs: Any) -> tuple[Tensor, Tensor]:
+    """What runs on CUDA, on the CPU: forward and backward by steps, joined as the op's own are."""
+
+    class Joined(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *tensors: Any) -> tuple[Tensor, Tensor]:
+            ctx.inputs = tensors
+            hidden, ctx.cell, ctx.activated = ragged_lstm_by_steps(*tensors, activations=True)
+            ctx.hidden = hidden
+            return hidden, ctx.cell
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+            weight, offsets, _, initial_hidden, initial_cell = ctx.inputs[1:]
+            made = ragged_lstm_backward_by_steps(grad, ctx.cell, ctx.activated, *ctx.inputs)
+            before = _hidden_before(ctx.hidden, weight.shape, offsets, initial_hidden)
+            by_direction = made[0].unflatten(1, (weight.shape[0], -1)).permute(1, 2, 0)
+            of_weight = by_direction @ before.unflatten(1, (weight.shape[0], -1)).transpose(0, 1)
+            states = [None if x is None else g for x, g in zip((initial_hidden, initial_cell), made[1:], strict=True)]
+            return made[0], of_weight, None, None, *states
+
+    names = ("gates", "weight", "offsets", "max_length", "initial_hidden", "initial_cell")
+    return Joined.apply(*(inputs[name] for name in names))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("initial", [True, False])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), *NOTHING.values()], ids=[*SHAPES, *NOTHING])
+def test_by_steps_it_is_what_the_kernel_makes(shape: Any, initial: bool, dtype: torch.dtype) -> None:
+    inputs = make_inputs(*shape, dtype, initial)
+    grad = grad_of(inputs)
+    expected, actual = run(ragged_lstm, inputs, grad), run(steps_with_autograd, inputs, grad)
+    assert actual.keys() == expected.keys()
+    for name, wanted in expected.items():
+        assert (actual[name].shape, actual[name].dtype) == (wanted.shape, wanted.dtype)
+        bound = (4 * torch.finfo(dtype).eps + 1e-5) * float(wanted.float().abs().max()) if wanted.numel() else 0
+        torch.testing.assert_close(actual[name], wanted, atol=bound, rtol=0, msg=name)
+
+
+def test_by_steps_rows_of_no_sample_are_zeros() -> None:
+    inputs = make_inputs([3, 0, 4], 8, 2)
+    more = inputs | {"gates": torch.cat([inputs["gates"], torch.full((2, 64), torch.nan)])}
+    hidden, cell, activated = ragged_lstm_by_steps(**more, activations=True)
+    for made, alone in zip((hidden, cell, activated), ragged_lstm_by_steps(**inputs, activations=True), strict=True):
+        assert torch.equal(made[:7], alone) and made[7:].count_nonzero() == 0
+
+
+def test_on_cuda_nothing_is_read_back() -> None:
+    with fake_cuda():
+        inputs = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in make_inputs([3, 5], 8, 2).items()}
+        hidden, cell = ragged_lstm(**inputs)
+    assert (hidden.shape, cell.dtype, hidden.device.type) == ((8, 16), torch.float32, "cuda")

@@ -96,6 +96,22 @@ def copy_attention_top_reference(
     return (*top_words_reference(rows, count), rows[:, watched])
 
 
+def _copy_attention_top_on_cuda(queries: Tensor, *arguments: Any, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """By the kernel of `copy_attention_rows`, in float32."""
+
+    def widened(argument: Any) -> Any:
+        is_wide = isinstance(argument, Tensor) and argument.is_floating_point()
+        return argument.float() if is_wide else argument
+
+    *memories, hidden, weight, bias, extended_size, count, watched = map(widened, arguments)
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    rows = torch.ops.vleff.copy_attention_rows(queries.float(), *memories, logits, extended_size, scale=scale)
+    return (*top_words_reference(rows, count), rows[:, watched].clone())
+
+
+torch.library.impl("vleff::copy_attention_top", "cuda", _copy_attention_top_on_cuda)
+
+
 @torch.library.register_fake("vleff::copy_attention_top")
 def _(queries: Tensor, *arguments: Any, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     rows, count = queries.shape[0], arguments[-2]

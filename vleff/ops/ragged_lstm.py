@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-import vleff._library  # noqa: F401  registers torch.ops.vleff
+import vleff._library
+import vleff.ops.ragged_lstm_steps  # noqa: F401  for CUDA
 from vleff.ops.ragged_offsets import sample_rows
 
 
@@ -149,15 +150,18 @@ def _backward(ctx: Any, grad_hidden: Tensor | None, *_: Any) -> tuple[Tensor | N
 def _hidden_before(hidden: Tensor, weight_shape: torch.Size, offsets: Tensor, initial_hidden: Tensor | None) -> Tensor:
     """The states that met the weight: [total, directions * width]."""
     directions, _, width = weight_shape
-    filled = offsets.diff() > 0
-    initial = 0 if initial_hidden is None else initial_hidden[filled]
-    before = torch.empty_like(hidden)
-    before[1:, :width] = hidden[:-1, :width]
-    before[offsets[:-1][filled].long(), :width] = initial if isinstance(initial, int) else initial[:, :width]
+    total, filled = hidden.shape[0], offsets.diff() > 0
+    if initial_hidden is None:
+        initial_hidden = hidden.new_zeros(offsets.shape[0] - 1, hidden.shape[1])
+    before = hidden.new_zeros(total + 1, hidden.shape[1])  # the last row is for samples without any
+    first = offsets[:-1].long().masked_fill(~filled, total)
+    before[1:total, :width] = hidden[: max(total - 1, 0), :width]
+    before[:, :width].index_copy_(0, first, initial_hidden[:, :width])
     if directions == 2:
-        before[:-1, width:] = hidden[1:, width:]
-        before[offsets[1:][filled].long() - 1, width:] = initial if isinstance(initial, int) else initial[:, width:]
-    return before
+        last = (offsets[1:].long() - 1).masked_fill(~filled, total)
+        before[: max(total - 1, 0), width:] = hidden[1:, width:]
+        before[:, width:].index_copy_(0, last, initial_hidden[:, width:])
+    return before[:total]
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> None:

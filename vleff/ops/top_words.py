@@ -36,6 +36,9 @@ def top_words_reference(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, words.masked_fill(values == -torch.inf, 0)
 
 
+torch.library.impl("vleff::top_words", "cuda", top_words_reference)
+
+
 @torch.library.register_fake("vleff::top_words")
 def _(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return rows.new_empty(rows.shape[0], count), rows.new_empty(rows.shape[0], count, dtype=torch.int64)

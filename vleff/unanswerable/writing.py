@@ -69,12 +69,16 @@ def _write_batch(
 class ModelSteps:
     """The steps of a PairToSequence that has read a batch of sources; `Steps` says what they do.
 
+    The search is on the CPU, the model where it is.
+
     Args:
         model: in eval mode; the caller disables gradients.
         batch: as its collator makes it, without targets.
     """
 
     def __init__(self, model: "PairToSequence", batch: Batch) -> None:
+        self._device = model.device
+        batch = {name: x.to(self._device) if isinstance(x, Tensor) else x for name, x in batch.items()}
         read, written = model.embedding(batch)
         question, paragraph = model.encoder(read, batch)
         self._decoder = model.decoder
@@ -92,16 +96,18 @@ class ModelSteps:
 
     def next(self, parents: Tensor, words: Tensor, per_source: Tensor) -> "ModelWords":
         """As of `Steps`."""
+        words = words.to(self._device)
         vectors = functional.embedding(words.clamp(max=self._generated - 1), self._words)
         if len(self._extended):
-            sources = torch.arange(len(per_source)).repeat_interleave(per_source)
+            sources = torch.arange(len(per_source)).repeat_interleave(per_source).to(self._device)
             is_extended = words >= self._generated
             places = torch.where(is_extended, words + self._extensions[sources], 0)
             vectors = torch.where(is_extended[:, None], functional.embedding(places, self._extended), vectors)
         return self._step(parents, vectors, per_source)
 
     def _step(self, parents: Tensor, vectors: Tensor, per_source: Tensor) -> "ModelWords":
-        offsets = functional.pad(per_source.cumsum(0, dtype=torch.int32), (1, 0))
+        offsets = functional.pad(per_source.cumsum(0, dtype=torch.int32), (1, 0)).to(self._device)
+        parents = parents.to(self._device)
         outputs, self._hidden, self._cell = self._decoder.step(
             vectors,
             self._hidden.index_select(0, parents),
@@ -121,11 +127,13 @@ class ModelWords:
     def likeliest(self, count: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
         """As of `NextWords`."""
         memory = self._memory
-        return self._copy.likeliest(self._outputs, memory.copied, memory.extended_size, count, end)
+        found = self._copy.likeliest(self._outputs, memory.copied, memory.extended_size, count, end)
+        log_probs, words, of_end = (part.cpu() for part in found)
+        return log_probs, words, of_end
 
     def all(self) -> Tensor:
         """As of `NextWords`."""
-        return self._copy.rows(self._outputs, self._memory.copied, self._memory.extended_size)
+        return self._copy.rows(self._outputs, self._memory.copied, self._memory.extended_size).cpu()
 
 
 def source_seed(seed: int, source: GenerationSource) -> int:
