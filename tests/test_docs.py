@@ -19,6 +19,7 @@ import vleff.lottery
 import vleff.ops
 from vleff import dide
 from vleff.nn import RaggedBatch
+from vleff.self_test.targets import gpu_problem_here
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: re.findall(r"```python\n(.*?)```", page.read_text(), re.S) for page in ROOT.glob("docs/*.md")}
@@ -130,8 +131,15 @@ def migration(folder: Path) -> dict[str, Any]:
     }
 
 
+def cuda(folder: Path) -> dict[str, Any]:
+    device = "cpu" if gpu_problem_here() else "cuda"
+    case = make_case(transformers.BertModel)
+    return {"model": case.model, "device": device, "inputs": {name: x.to(device) for name, x in case.inputs.items()}}
+
+
 NAMES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "accelerate": accelerate,
+    "cuda": cuda,
     "index": index,
     "attention-distillation": attention_distillation,
     "copy-attention": copy_attention,

@@ -47,7 +47,9 @@ def use_cuda_graphs(model: Model, enabled: bool = True) -> Model:
 
     encoders = [module for module in model.modules() if isinstance(module, PackedEncoder)]
     if not encoders:
-        raise TypeError(f"model: expected an accelerated model (vleff.accelerate), got {type(model).__name__}")
+        raise TypeError(
+            f"model: expected an accelerated model (vleff.accelerate) with a packed encoder, got {type(model).__name__}"
+        )
     for encoder in encoders:
         _graphs.pop(encoder, None)
         if enabled:

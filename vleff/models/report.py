@@ -19,7 +19,7 @@ from vleff.nn.masked_linear import MaskedLinear
 
 CALLS_AS_BEFORE = (
     "Calls that run as transformers wrote them: output_attentions, masks of 3 or 4 dimensions, is_causal, "
-    "caches and encoder_hidden_states, dtypes other than float32, bfloat16 and float16, devices but cpu, "
+    "caches and encoder_hidden_states, dtypes other than float32, bfloat16 and float16, devices without kernels, "
     "hooks inside a layer."
 )
 
