@@ -7,6 +7,7 @@ import pytest
 import torch
 from attention_cases import DTYPES, Inputs, assert_same_bits, error, offsets_of
 from copy_cases import EXTENDED, NOTHING, SHAPES, WORDS, in_dtype, make_inputs
+from fake_cuda import fake_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +22,7 @@ from vleff.ops import (
     copy_attention_top_reference,
     top_words,
 )
+from vleff.ops.copy_attention_top import copy_attention_top_by_rows
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 HIDDEN = 24
@@ -45,6 +47,12 @@ def top_inputs(dtype: torch.dtype = torch.float32, words: int = WORDS, bias: boo
     }
 
 
+def by_rows(**inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What runs on CUDA, on the device of the inputs."""
+    flat = [part for x in inputs.values() for part in (x if isinstance(x, tuple) else (x,))]
+    return copy_attention_top_by_rows(*flat, scale=inputs["queries"].shape[-1] ** -0.5)
+
+
 def in_double(inputs: Inputs) -> Inputs:
     doubled = in_dtype(inputs | {"generate_log_probs": torch.zeros(1)}, torch.float64)
     del doubled["generate_log_probs"]
@@ -59,9 +67,9 @@ def all_rows(inputs: Inputs, function: Callable[..., Tensor]) -> Tensor:
     return function(**{name: x for name, x in inputs.items() if name not in own}, vocabulary_logits=logits)
 
 
-def assert_accurate(inputs: Inputs) -> None:
+def assert_accurate(inputs: Inputs, function: Callable[..., Any] = copy_attention_top) -> None:
     """Values are those of the reference; where values of different words are about equal, either word may stand."""
-    found, expected = copy_attention_top(**inputs), copy_attention_top_reference(**in_double(inputs))
+    found, expected = function(**inputs), copy_attention_top_reference(**in_double(inputs))
     by_word = all_rows(in_double(inputs), copy_attention_rows_reference)
     tolerance = {torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}[inputs["queries"].dtype]
     log_probs, of_words, watched = found
@@ -82,6 +90,27 @@ def test_values_are_those_of_the_reference(cpu_isa: str, name: str, dtype: torch
     shape = (SHAPES | NOTHING)[name]
     assert_accurate(top_inputs(dtype, **shape))
     assert_accurate(top_inputs(dtype, words=307, bias=False, **shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*SHAPES, *NOTHING])
+def test_by_rows_values_are_those_of_the_reference(name: str, dtype: torch.dtype) -> None:
+    shape = (SHAPES | NOTHING)[name]
+    for inputs in (top_inputs(dtype, **shape), top_inputs(dtype, words=307, bias=False, **shape) | {"count": 350}):
+        assert_accurate(inputs, by_rows)
+        for found, one in zip(by_rows(**inputs), copy_attention_top(**inputs), strict=True):
+            assert (found.shape, found.dtype) == (one.shape, one.dtype) and found.is_contiguous()
+
+
+def test_by_rows_no_value_is_read_on_cuda() -> None:
+    for dtype in DTYPES:
+        inputs = top_inputs(dtype, lengths=LENGTHS)
+        real = copy_attention_top(**inputs)
+        with fake_cuda(allow_non_fake_inputs=True):
+            there = _pytree.tree_map_only(Tensor, lambda x: x.to("cuda"), inputs)
+            found = by_rows(**there)
+        for fake, one in zip(found, real, strict=True):
+            assert (fake.shape, fake.dtype, fake.device.type) == (one.shape, one.dtype, "cuda")
 
 
 @given(
@@ -106,12 +135,13 @@ def test_they_are_the_likeliest_rows(cpu_isa: str) -> None:
     torch.testing.assert_close(rows.gather(1, words), log_probs, atol=1e-5, rtol=0)
 
 
-def test_of_equal_words_the_first_are_taken(cpu_isa: str) -> None:
+@pytest.mark.parametrize("function", [copy_attention_top, by_rows])
+def test_of_equal_words_the_first_are_taken(cpu_isa: str, function: Callable[..., Any]) -> None:
     inputs = top_inputs(words=400, lengths=[(9, 0, 0)])
     inputs["weight"][:] = inputs["weight"][0].clone()
     inputs["bias"][:] = 0
     inputs["bias"][[7, 390]] = 1
-    _, words, _ = copy_attention_top(**inputs)
+    _, words, _ = function(**inputs)
     assert words.tolist() == [[7, 390, 0, 1, 2, 3, 4]] * 9
 
 
@@ -172,26 +202,43 @@ def test_inside_torch() -> None:
     assert not copy_attention_top(**leaf)[0].requires_grad
 
 
-@pytest.mark.parametrize(
-    ("argument", "wrong"),
-    [
-        ("queries", torch.zeros(8, 16).double()),
-        ("query_offsets", torch.tensor([0, 3, 9]).int()),
-        ("max_queries", 2),
-        ("gate_logits", torch.zeros(8, 2)),
-        ("hidden", torch.zeros(7, HIDDEN)),
-        ("hidden", torch.zeros(8, 0)),
-        ("hidden", torch.zeros(8, HIDDEN).half()),
-        ("weight", torch.zeros(WORDS, HIDDEN + 1)),
-        ("weight", torch.zeros(0, HIDDEN)),
-        ("bias", torch.zeros(WORDS + 1)),
-        ("extended_size", WORDS - 1),
-        ("extended_size", 2**31),
-        ("count", -1),
-        ("watched", -1),
-        ("watched", WORDS),
-    ],
-)
+WRONG = [
+    ("queries", torch.zeros(8, 16).double()),
+    ("gate_logits", torch.zeros(8, 2)),
+    ("hidden", torch.zeros(7, HIDDEN)),
+    ("hidden", torch.zeros(8, 0)),
+    ("hidden", torch.zeros(8, HIDDEN).half()),
+    ("weight", torch.zeros(WORDS, HIDDEN + 1)),
+    ("weight", torch.zeros(0, HIDDEN)),
+    ("bias", torch.zeros(WORDS + 1)),
+    ("count", -1),
+    ("watched", -1),
+    ("watched", WORDS),
+]
+FOUND_BY_ROWS = [
+    ("query_offsets", torch.tensor([0, 3, 9]).int()),
+    ("max_queries", 2),
+    ("extended_size", WORDS - 1),
+    ("extended_size", 2**31),
+]
+
+
+@pytest.mark.parametrize(("argument", "wrong"), WRONG)
+def test_by_rows_bad_argument(argument: str, wrong: Any) -> None:
+    inputs = top_inputs(lengths=LENGTHS)
+    with pytest.raises(RuntimeError, match=rf"copy_attention_top: argument '{argument}': expected .+, got .+"):
+        by_rows(**inputs | {argument: wrong})
+
+
+@pytest.mark.parametrize(("argument", "wrong"), FOUND_BY_ROWS)
+def test_by_rows_what_the_rows_find(argument: str, wrong: Any) -> None:
+    inputs = top_inputs(lengths=LENGTHS)
+    inputs |= {name: inputs[name]._replace(ids=inputs[name].ids % 2) for name in ("question", "paragraph")}
+    with pytest.raises(RuntimeError, match=rf"copy_attention_rows: argument '{argument}': expected .+, got .+"):
+        by_rows(**inputs | {argument: wrong})
+
+
+@pytest.mark.parametrize(("argument", "wrong"), [*WRONG, *FOUND_BY_ROWS])
 def test_bad_argument(argument: str, wrong: Any) -> None:
     inputs = top_inputs(lengths=LENGTHS)
     ids = {name: inputs[name]._replace(ids=torch.zeros_like(inputs[name].ids)) for name in ("question", "paragraph")}

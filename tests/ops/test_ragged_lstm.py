@@ -73,9 +73,13 @@ def grad_of(inputs: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_error_is_at_most_twice_plain_torch(cpu_isa: str, shape: Any, dtype: torch.dtype) -> None:
+    assert_accurate(ragged_lstm, shape, dtype)
+
+
+def assert_accurate(function: Callable[..., Any], shape: Any, dtype: torch.dtype) -> None:
     draws = [make_inputs(*shape, dtype, initial) for initial in (True, False)]
     grads = [grad_of(inputs) for inputs in draws]
-    ours, plain = ([run(f, *draw) for draw in zip(draws, grads, strict=True)] for f in (ragged_lstm, plain_lstm))
+    ours, plain = ([run(f, *draw) for draw in zip(draws, grads, strict=True)] for f in (function, plain_lstm))
     exact = [run(ragged_lstm_reference, in_double(inputs), grad) for inputs, grad in zip(draws, grads, strict=True)]
     for name in ("hidden", "cell", *LEAVES):
         pairs = [
@@ -256,29 +260,32 @@ def test_second_derivatives_are_refused() -> None:
         grad.sum().backward()
 
 
-@pytest.mark.parametrize(
-    "argument, wrong",
-    [
-        ("gates", torch.zeros(7, 32).double()),
-        ("gates", torch.zeros(7, 31)),
-        ("gates", torch.zeros(32)),
-        ("weight", torch.zeros(16, 4)),
-        ("weight", torch.zeros(3, 16, 4)),
-        ("weight", torch.zeros(2, 15, 4)),
-        ("weight", torch.zeros(2, 0, 0)),
-        ("weight", torch.zeros(2, 16, 4).half()),
-        ("offsets", torch.tensor([0, 3, 7])),
-        ("offsets", torch.zeros(0, dtype=torch.int32)),
-        ("offsets", torch.tensor([0, 3, 8]).int()),
-        ("offsets", torch.tensor([1, 3, 7]).int()),
-        ("offsets", torch.tensor([0, 8, 7]).int()),
-        ("max_length", 3),
-        ("initial_hidden", torch.zeros(2, 7)),
-        ("initial_hidden", torch.zeros(2, 8).half()),
-        ("initial_cell", torch.zeros(3, 8)),
-        ("initial_cell", torch.zeros(2, 8).half()),
-    ],
-)
+WRONG = [
+    ("gates", torch.zeros(7, 32).double()),
+    ("gates", torch.zeros(7, 31)),
+    ("gates", torch.zeros(32)),
+    ("weight", torch.zeros(16, 4)),
+    ("weight", torch.zeros(3, 16, 4)),
+    ("weight", torch.zeros(2, 15, 4)),
+    ("weight", torch.zeros(2, 0, 0)),
+    ("weight", torch.zeros(2, 16, 4).half()),
+    ("offsets", torch.tensor([0, 3, 7])),
+    ("offsets", torch.zeros(0, dtype=torch.int32)),
+    ("max_length", -1),
+    ("initial_hidden", torch.zeros(2, 7)),
+    ("initial_hidden", torch.zeros(2, 8).half()),
+    ("initial_cell", torch.zeros(3, 8)),
+    ("initial_cell", torch.zeros(2, 8).half()),
+]
+WRONG_VALUES = [
+    ("offsets", torch.tensor([0, 3, 8]).int()),
+    ("offsets", torch.tensor([1, 3, 7]).int()),
+    ("offsets", torch.tensor([0, 8, 7]).int()),
+    ("max_length", 3),
+]
+
+
+@pytest.mark.parametrize("argument, wrong", [*WRONG, *WRONG_VALUES])
 def test_bad_argument(argument: str, wrong: Any) -> None:
     inputs = make_inputs([3, 4], 4, 2)
     hidden, cell, activated = torch.ops.vleff.ragged_lstm(*inputs.values(), activations=True)
@@ -288,14 +295,15 @@ def test_bad_argument(argument: str, wrong: Any) -> None:
         torch.ops.vleff.ragged_lstm_backward(hidden, cell, activated, *(inputs | {argument: wrong}).values())
 
 
+@pytest.mark.parametrize("backward", [torch.ops.vleff.ragged_lstm_backward, ragged_lstm_backward_by_steps])
 @pytest.mark.parametrize("argument", ["grad_hidden", "cell", "activated"])
 @pytest.mark.parametrize("wrong", [torch.zeros(7, 9), torch.zeros(7, 8).double()], ids=str)
-def test_bad_gradient(argument: str, wrong: Tensor) -> None:
+def test_bad_gradient(argument: str, wrong: Tensor, backward: Callable[..., Any]) -> None:
     inputs = make_inputs([3, 4], 4, 2)
     results = torch.ops.vleff.ragged_lstm(*inputs.values(), activations=True)
     given_results = dict(zip(("grad_hidden", "cell", "activated"), results, strict=True)) | {argument: wrong}
     with pytest.raises(RuntimeError, match=rf"ragged_lstm_backward: argument '{argument}': expected .+, got .+"):
-        torch.ops.vleff.ragged_lstm_backward(**given_results, **inputs)
+        backward(**given_results, **inputs)
 
 
 def steps_with_autograd(**inputs: Any) -> tuple[Tensor, Tensor]:
@@ -337,16 +345,110 @@ def test_by_steps_it_is_what_the_kernel_makes(shape: Any, initial: bool, dtype: 
         torch.testing.assert_close(actual[name], wanted, atol=bound, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_by_steps_its_error_is_at_most_twice_plain_torch(shape: Any, dtype: torch.dtype) -> None:
+    assert_accurate(steps_with_autograd, shape, dtype)
+
+
 def test_by_steps_rows_of_no_sample_are_zeros() -> None:
     inputs = make_inputs([3, 0, 4], 8, 2)
     more = inputs | {"gates": torch.cat([inputs["gates"], torch.full((2, 64), torch.nan)])}
-    hidden, cell, activated = ragged_lstm_by_steps(**more, activations=True)
-    for made, alone in zip((hidden, cell, activated), ragged_lstm_by_steps(**inputs, activations=True), strict=True):
-        assert torch.equal(made[:7], alone) and made[7:].count_nonzero() == 0
+    made, alone = (ragged_lstm_by_steps(**some, activations=True) for some in (more, inputs))
+    grad = torch.cat([grad_of(inputs), torch.full((2, 16), torch.nan)])
+    grads = ragged_lstm_backward_by_steps(grad, *made[1:], **more)
+    grads_alone = ragged_lstm_backward_by_steps(grad[:7], *alone[1:], **inputs)
+    for found, expected in zip((*made, grads[0]), (*alone, grads_alone[0]), strict=True):
+        assert torch.equal(found[:7], expected) and found[7:].count_nonzero() == 0
+    assert all(torch.equal(found, expected) for found, expected in zip(grads[1:], grads_alone[1:], strict=True))
 
 
-def test_on_cuda_nothing_is_read_back() -> None:
-    with fake_cuda():
-        inputs = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in make_inputs([3, 5], 8, 2).items()}
-        hidden, cell = ragged_lstm(**inputs)
-    assert (hidden.shape, cell.dtype, hidden.device.type) == ((8, 16), torch.float32, "cuda")
+@pytest.mark.parametrize("shape", NOTHING.values(), ids=NOTHING)
+def test_by_steps_results_share_no_memory(shape: Any) -> None:
+    inputs = make_inputs(*shape)
+    inputs["gates"] = torch.ones(3, inputs["gates"].shape[1])
+    made = ragged_lstm_by_steps(**inputs, activations=True)
+    made += ragged_lstm_backward_by_steps(*made, **inputs)
+    filled = [result.untyped_storage().data_ptr() for result in made if result.numel()]
+    assert len(set(filled)) == len(filled)
+
+
+def test_by_steps_more_steps_than_rows_change_no_bit() -> None:
+    inputs = make_inputs([3, 0, 5], 9, 2)
+    longer = inputs | {"max_length": 11}
+    made, expected = (ragged_lstm_by_steps(**some, activations=True) for some in (longer, inputs))
+    grad = grad_of(inputs)
+    made += ragged_lstm_backward_by_steps(grad, *made[1:], **longer)
+    expected += ragged_lstm_backward_by_steps(grad, *expected[1:], **inputs)
+    for found, wanted in zip(made, expected, strict=True):
+        assert_same_bits(found, wanted)
+
+
+def test_by_steps_a_sample_that_is_not_finite_reaches_no_other() -> None:
+    inputs = make_inputs([3, 0, 4], 8, 2)
+    inputs["gates"][:3] = torch.nan
+    made = ragged_lstm_by_steps(**inputs, activations=True)
+    grads = ragged_lstm_backward_by_steps(grad_of(inputs), *made[1:], **inputs)
+    assert made[0][:3].isnan().all() and made[0][3:].isfinite().all()
+    assert grads[0][3:].isfinite().all() and grads[1][1:].isfinite().all() and grads[2][1:].isfinite().all()
+
+
+@pytest.mark.parametrize("offsets", [[0, 2**30, -5, 7], [5, 3, 2**31 - 1, -(2**31)]], ids=str)
+def test_by_steps_wrong_offsets_reach_no_other_memory(offsets: list[int]) -> None:
+    inputs = make_inputs([3, 0, 4], 8, 2) | {"offsets": torch.tensor(offsets, dtype=torch.int32)}
+    hidden, cell, activated = ragged_lstm_by_steps(**inputs, activations=True)
+    ragged_lstm_backward_by_steps(hidden, cell, activated, **inputs)
+    _hidden_before(hidden, inputs["weight"].shape, inputs["offsets"], inputs["initial_hidden"])
+
+
+@pytest.mark.parametrize("argument, wrong", WRONG)
+def test_by_steps_bad_argument(argument: str, wrong: Any) -> None:
+    inputs = make_inputs([3, 4], 4, 2)
+    results = ragged_lstm_by_steps(**inputs, activations=True)
+    with pytest.raises(RuntimeError, match=rf"ragged_lstm: argument '{argument}': expected .+, got .+"):
+        ragged_lstm_by_steps(**inputs | {argument: wrong})
+    with pytest.raises(RuntimeError, match=rf"ragged_lstm_backward: argument '{argument}': expected .+, got .+"):
+        ragged_lstm_backward_by_steps(*results, **inputs | {argument: wrong})
+
+
+@pytest.mark.parametrize("initial", [True, False])
+@pytest.mark.parametrize("lengths", [[0, 3, 0, 0, 2, 1, 0], [4], [1, 1], [0, 0], []], ids=str)
+def test_states_before_rows(lengths: list[int], initial: bool) -> None:
+    inputs = make_inputs(lengths, 3, 2, initial=initial)
+    hidden = torch.randn(sum(lengths), 6)
+    first = inputs["initial_hidden"] if initial else torch.zeros(len(lengths), 6)
+    expected = torch.empty_like(hidden)
+    for sample, (begin, length) in enumerate(zip(inputs["offsets"].tolist(), lengths, strict=False)):
+        for row in range(begin, begin + length):
+            expected[row, :3] = hidden[row - 1, :3] if row > begin else first[sample, :3]
+            expected[row, 3:] = hidden[row + 1, 3:] if row < begin + length - 1 else first[sample, 3:]
+    found = _hidden_before(hidden, inputs["weight"].shape, inputs["offsets"], inputs["initial_hidden"])
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("initial", [True, False])
+@pytest.mark.parametrize("shape", [([3, 0, 5], 8, 2), ([2], 8, 1), *NOTHING.values()], ids=str)
+def test_by_steps_no_value_is_read_on_cuda(shape: Any, initial: bool) -> None:
+    inputs = make_inputs(*shape, torch.bfloat16, initial)
+    for activations in (True, False):
+        expected = torch.ops.vleff.ragged_lstm(*inputs.values(), activations=activations)
+        with fake_cuda(allow_non_fake_inputs=True):
+            there = {name: x.to("cuda") if isinstance(x, Tensor) else x for name, x in inputs.items()}
+            made = ragged_lstm_by_steps(**there, activations=activations)
+        assert_alike(made, expected)
+    inputs = make_inputs(*shape, torch.bfloat16, initial)
+    results = torch.ops.vleff.ragged_lstm(*inputs.values(), activations=True)
+    expected = torch.ops.vleff.ragged_lstm_backward(*results, *inputs.values())
+    with fake_cuda(allow_non_fake_inputs=True):
+        there = {name: x.to("cuda") if isinstance(x, Tensor) else x for name, x in inputs.items()}
+        hidden, *rest = (x.to("cuda") for x in results)
+        made = ragged_lstm_backward_by_steps(hidden, *rest, **there)
+        before = _hidden_before(hidden, there["weight"].shape, there["offsets"], there["initial_hidden"])
+    assert_alike((*made, before), (*expected, results[0]))
+
+
+def assert_alike(fakes: Sequence[Tensor], reals: Sequence[Tensor]) -> None:
+    """The fakes are on the GPU, and otherwise as the reals."""
+    for fake, real in zip(fakes, reals, strict=True):
+        assert (fake.shape, fake.dtype, fake.device.type) == (real.shape, real.dtype, "cuda")
+        assert fake.is_contiguous()

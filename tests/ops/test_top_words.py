@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from vleff.ops import top_words, top_words_reference
+from vleff.ops.top_words import top_words_by_torch
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -58,12 +60,26 @@ def test_inside_torch() -> None:
     assert not top_words(leaf, 4)[0].requires_grad
 
 
+def test_on_cuda_no_value_is_read() -> None:
+    with fake_cuda():
+        found = top_words_by_torch(torch.empty(3, 40, device="cuda"), 4)
+    assert [(x.shape, x.dtype, x.stride(), x.device.type) for x in found] == [
+        ((3, 4), torch.float32, (4, 1), "cuda"),
+        ((3, 4), torch.int64, (4, 1), "cuda"),
+    ]
+
+
+BOTH = pytest.mark.parametrize("function", [top_words, top_words_by_torch])
+
+
+@BOTH
 @pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(3, 4).double(), torch.zeros(3, 4, 5)], ids=str)
-def test_bad_rows(wrong: Tensor) -> None:
+def test_bad_rows(function: Callable, wrong: Tensor) -> None:
     with pytest.raises(RuntimeError, match=r"top_words: argument 'rows': expected .+, got .+"):
-        top_words(wrong, 2)
+        function(wrong, 2)
 
 
-def test_bad_count() -> None:
+@BOTH
+def test_bad_count(function: Callable) -> None:
     with pytest.raises(RuntimeError, match=r"top_words: argument 'count': expected at least 0, got -1"):
-        top_words(torch.zeros(2, 3), -1)
+        function(torch.zeros(2, 3), -1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-import vleff._library  # noqa: F401  registers torch.ops.vleff
+from vleff.ops.by_torch import FLOATS, check_tensor, reject, runs_on_cuda
 from vleff.ops.copy_attention import CopyMemory, copy_attention_rows_reference
 from vleff.ops.top_words import top_words_reference
 
@@ -96,20 +96,52 @@ def copy_attention_top_reference(
     return (*top_words_reference(rows, count), rows[:, watched])
 
 
-def _copy_attention_top_on_cuda(queries: Tensor, *arguments: Any, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """By the kernel of `copy_attention_rows`, in float32."""
+def copy_attention_top_by_rows(queries: Tensor, *arguments: Any, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As torch.ops.vleff.copy_attention_top, but by the rows of all words. They are float32, as the op's logits are.
 
-    def widened(argument: Any) -> Any:
-        is_wide = isinstance(argument, Tensor) and argument.is_floating_point()
-        return argument.float() if is_wide else argument
-
-    *memories, hidden, weight, bias, extended_size, count, watched = map(widened, arguments)
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    rows = torch.ops.vleff.copy_attention_rows(queries.float(), *memories, logits, extended_size, scale=scale)
+    Returns:
+        log_probs: float32 [rows, count]; words: int64 [rows, count]; watched_log_probs: float32 [rows].
+    """
+    *memories, gate_logits, hidden, weight, bias, extended_size, count, watched = arguments
+    _check(queries, memories, gate_logits, hidden, weight, bias, count, watched)
+    wide = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in (*memories, gate_logits)]
+    logits = torch.nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+    rows = torch.ops.vleff.copy_attention_rows(queries.float(), *wide, logits, extended_size, scale=scale)
     return (*top_words_reference(rows, count), rows[:, watched].clone())
 
 
-torch.library.impl("vleff::copy_attention_top", "cuda", _copy_attention_top_on_cuda)
+def _check(
+    queries: Tensor,
+    memories: list[Any],
+    gate_logits: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    count: int,
+    watched: int,
+) -> None:
+    """What copy_attention_rows cannot see, as it is given float32 and logits."""
+    op, dtype, device = "copy_attention_top", [queries.dtype], queries.device
+    check_tensor(op, "queries", queries, FLOATS, ("rows", "width"), device)
+    rows, width = queries.shape
+    check_tensor(op, "question_keys", memories[2], dtype, ("total", width), device)
+    check_tensor(op, "paragraph_keys", memories[6], dtype, ("total", width), device)
+    check_tensor(op, "gate_logits", gate_logits, dtype, (rows, 3), device)
+    check_tensor(op, "hidden", hidden, dtype, (rows, "hidden width"), device)
+    if hidden.shape[1] < 1:
+        reject(op, "hidden", "at least one column", list(hidden.shape))
+    check_tensor(op, "weight", weight, dtype, ("words", hidden.shape[1]), device)
+    words = weight.shape[0]
+    if words < 1:
+        reject(op, "weight", "at least one word", list(weight.shape))
+    check_tensor(op, "bias", bias, dtype, (words,), device)
+    if count < 0:
+        reject(op, "count", "at least 0", count)
+    if not 0 <= watched < words:
+        reject(op, "watched", f"a word in [0, {words})", watched)
+
+
+runs_on_cuda("copy_attention_top", copy_attention_top_by_rows)
 
 
 @torch.library.register_fake("vleff::copy_attention_top")

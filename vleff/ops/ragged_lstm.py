@@ -150,15 +150,17 @@ def _backward(ctx: Any, grad_hidden: Tensor | None, *_: Any) -> tuple[Tensor | N
 def _hidden_before(hidden: Tensor, weight_shape: torch.Size, offsets: Tensor, initial_hidden: Tensor | None) -> Tensor:
     """The states that met the weight: [total, directions * width]."""
     directions, _, width = weight_shape
-    total, filled = hidden.shape[0], offsets.diff() > 0
+    total = hidden.shape[0]
+    offsets = offsets.long().clamp(0, total)
+    filled = offsets.diff() > 0
     if initial_hidden is None:
         initial_hidden = hidden.new_zeros(offsets.shape[0] - 1, hidden.shape[1])
     before = hidden.new_zeros(total + 1, hidden.shape[1])  # the last row is for samples without any
-    first = offsets[:-1].long().masked_fill(~filled, total)
+    first = offsets[:-1].masked_fill(~filled, total)
     before[1:total, :width] = hidden[: max(total - 1, 0), :width]
     before[:, :width].index_copy_(0, first, initial_hidden[:, :width])
     if directions == 2:
-        last = (offsets[1:].long() - 1).masked_fill(~filled, total)
+        last = (offsets[1:] - 1).masked_fill(~filled, total)
         before[: max(total - 1, 0), width:] = hidden[1:, width:]
         before[:, width:].index_copy_(0, last, initial_hidden[:, width:])
     return before[:total]

@@ -4,12 +4,12 @@ Nothing is read back from the device. States are rounded where the CPU's kernel 
 of the gates, all else is float32.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-import vleff._library  # noqa: F401  registers torch.ops.vleff
+from vleff.ops.by_torch import FLOATS, check_tensor, reject, runs_on_cuda
 
 Result = tuple[Tensor, Tensor, Tensor]
 
@@ -27,8 +27,9 @@ class Steps(NamedTuple):
 
     @classmethod
     def of(cls, offsets: Tensor, max_length: int, directions: int, total: int) -> "Steps":
-        """The steps of samples that begin at offsets [batch + 1]."""
-        starts, lengths = offsets[:-1].long(), offsets.diff().long()
+        """The steps of samples that begin at offsets [batch + 1]; wrong offsets give wrong rows, but none elsewhere."""
+        offsets = offsets.long().clamp(0, total)
+        starts, lengths = offsets[:-1], offsets.diff()
         step = torch.arange(max_length, device=offsets.device)[:, None]
         forward = starts + step
         both = torch.stack([forward, starts + lengths - 1 - step][:directions], 1)
@@ -58,6 +59,34 @@ def _states(initial: Tensor | None, like: Tensor, batch: int, directions: int, w
     return initial.float().unflatten(1, (directions, width)).transpose(0, 1)
 
 
+def _check(
+    op: str,
+    gates: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    initial_hidden: Tensor | None,
+    initial_cell: Tensor | None,
+) -> None:
+    """Of what both passes are given, all but the values of offsets."""
+    device, dtype = gates.device, gates.dtype
+    check_tensor(op, "gates", gates, FLOATS, ("total", "directions * 4 * width"), device)
+    check_tensor(op, "weight", weight, [dtype], ("directions", "4 * width", "width"), device)
+    directions, rows, width = weight.shape
+    if directions not in (1, 2) or width < 1 or rows != 4 * width:
+        expected = "[directions, 4 * width, width] with 1 or 2 directions and width at least 1"
+        reject(op, "weight", expected, list(weight.shape))
+    check_tensor(op, "gates", gates, FLOATS, ("total", directions * 4 * width), device)
+    check_tensor(op, "offsets", offsets, [torch.int32], ("batch + 1",), device)
+    if len(offsets) == 0:
+        reject(op, "offsets", "at least one offset", "none")
+    if max_length < 0:
+        reject(op, "max_length", "at least 0", max_length)
+    states = len(offsets) - 1, directions * width
+    check_tensor(op, "initial_hidden", initial_hidden, [dtype], states, device)
+    check_tensor(op, "initial_cell", initial_cell, [torch.float32], states, device)
+
+
 def ragged_lstm_by_steps(
     gates: Tensor,
     weight: Tensor,
@@ -68,7 +97,15 @@ def ragged_lstm_by_steps(
     *,
     activations: bool = False,
 ) -> Result:
-    """As torch.ops.vleff.ragged_lstm."""
+    """As torch.ops.vleff.ragged_lstm.
+
+    Returns:
+        hidden: [total, directions * width], the dtype of `gates`.
+        cell: float32 [total, directions * width].
+        activated: [total, directions * 4 * width], the dtype of `gates`: sigmoids and tanh of the gates; no rows
+            unless asked for. Rows of no sample are 0 in all three.
+    """
+    _check("ragged_lstm", gates, weight, offsets, max_length, initial_hidden, initial_cell)
     total, batch, (directions, _, width) = gates.shape[0], offsets.shape[0] - 1, weight.shape
     steps = Steps.of(offsets, max_length, directions, total)
     added, transposed = steps.take(gates), weight.float().transpose(1, 2)
@@ -76,17 +113,19 @@ def ragged_lstm_by_steps(
     cell = _states(initial_cell, gates, batch, directions, width)
     made: list[tuple[Tensor, Tensor, Tensor]] = []
     for step in range(max_length):
-        i, f, g, o = (added[step] + hidden @ transposed).split(width, -1)
+        # what goes on behind a sample's end is kept from its rows by `put`, and reaches no other sample
+        i, f, g, o = torch.baddbmm(added[step], hidden, transposed).split(width, -1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        new_cell = f * cell + i * g
-        new_hidden = (o * new_cell.tanh()).to(gates.dtype).float()
-        cell = torch.where(steps.present[step], new_cell, cell)
-        hidden = torch.where(steps.present[step], new_hidden, hidden)
+        cell = f * cell + i * g
+        hidden = (o * cell.tanh()).to(gates.dtype).float()
         made.append((hidden, cell, torch.cat([i, f, g, o], -1) if activations else hidden[..., :0]))
     columns = directions * width
     if not made:
-        nothing = gates.new_zeros(total, columns)
-        return nothing, nothing.float(), gates.new_zeros(total if activations else 0, 4 * columns)
+        return (
+            gates.new_zeros(total, columns),
+            gates.new_zeros(total, columns, dtype=torch.float32),
+            gates.new_zeros(total if activations else 0, 4 * columns),
+        )
     all_hidden, all_cells, activated = (torch.stack(parts) for parts in zip(*made, strict=True))
     return (
         steps.put(all_hidden, total, gates.dtype),
@@ -106,10 +145,23 @@ def ragged_lstm_backward_by_steps(
     initial_hidden: Tensor | None = None,
     initial_cell: Tensor | None = None,
 ) -> Result:
-    """As torch.ops.vleff.ragged_lstm_backward."""
+    """As torch.ops.vleff.ragged_lstm_backward.
+
+    Returns:
+        grad_gates: [total, directions * 4 * width], the dtype of `gates`; rows of no sample are 0.
+        grad_initial_hidden: [batch, directions * width], the dtype of `gates`.
+        grad_initial_cell: float32 [batch, directions * width].
+    """
+    op = "ragged_lstm_backward"
+    _check(op, gates, weight, offsets, max_length, initial_hidden, initial_cell)
+    rows, columns = gates.shape[0], gates.shape[1] // 4
+    check_tensor(op, "grad_hidden", grad_hidden, [gates.dtype], (rows, columns), gates.device)
+    check_tensor(op, "cell", cell, [torch.float32], (rows, columns), gates.device)
+    check_tensor(op, "activated", activated, [gates.dtype], (rows, 4 * columns), gates.device)
     total, batch, (directions, _, width) = gates.shape[0], offsets.shape[0] - 1, weight.shape
     steps = Steps.of(offsets, max_length, directions, total)
     outside, cells, of_gates = (steps.take(values) for values in (grad_hidden, cell, activated))
+    widened = weight.float()
     first_cell = _states(initial_cell, gates, batch, directions, width)
     of_hidden = torch.zeros_like(first_cell)
     of_cell = torch.zeros_like(first_cell)
@@ -123,7 +175,7 @@ def ragged_lstm_backward_by_steps(
         parts = (through * g * i * (1 - i), through * before * f * (1 - f), through * i * (1 - g * g))
         grads = torch.cat([*parts, grad * state * o * (1 - o)], -1).to(gates.dtype).float()
         made.append(grads)
-        of_hidden = torch.where(steps.present[step], grads @ weight.float(), of_hidden)
+        of_hidden = torch.where(steps.present[step], grads @ widened, of_hidden)
         of_cell = torch.where(steps.present[step], through * f, of_cell)
     grad_gates = steps.put(torch.stack(made[::-1]), total, gates.dtype) if made else torch.zeros_like(gates)
 
@@ -133,9 +185,5 @@ def ragged_lstm_backward_by_steps(
     return grad_gates, by_sample(of_hidden).to(gates.dtype), by_sample(of_cell).contiguous()
 
 
-def _register(name: str, function: Any) -> None:
-    torch.library.impl(f"vleff::{name}", "cuda", function)
-
-
-_register("ragged_lstm", ragged_lstm_by_steps)
-_register("ragged_lstm_backward", ragged_lstm_backward_by_steps)
+runs_on_cuda("ragged_lstm", ragged_lstm_by_steps)
+runs_on_cuda("ragged_lstm_backward", ragged_lstm_backward_by_steps)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-import vleff._library  # noqa: F401  registers torch.ops.vleff
+from vleff.ops.by_torch import check_tensor, reject, runs_on_cuda
 
 
 def top_words(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -32,11 +32,19 @@ def top_words_reference(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The same in plain torch, in any floating-point dtype."""
     padded = torch.nn.functional.pad(rows.nan_to_num(-torch.inf, torch.inf, -torch.inf), (0, count), value=-torch.inf)
     values, words = padded.sort(dim=1, descending=True, stable=True)
-    values, words = values[:, :count], words[:, :count]
+    values, words = values[:, :count].contiguous(), words[:, :count]
     return values, words.masked_fill(values == -torch.inf, 0)
 
 
-torch.library.impl("vleff::top_words", "cuda", top_words_reference)
+def top_words_by_torch(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As torch.ops.vleff.top_words: float32 [rows, count] and int64 [rows, count]."""
+    check_tensor("top_words", "rows", rows, [torch.float32], ("rows", "words"), rows.device)
+    if count < 0:
+        reject("top_words", "count", "at least 0", count)
+    return top_words_reference(rows, count)
+
+
+runs_on_cuda("top_words", top_words_by_torch)
 
 
 @torch.library.register_fake("vleff::top_words")
