@@ -1,11 +1,15 @@
 """The pair-to-sequence generator on the GPU: it learns there, and writes what it writes on the CPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from methods.unanswerable.generators import items, model, sources
+from methods.unanswerable.generators import items, model, pairs, sources
 from torch import Tensor
 
+from vleff.ops import ragged_lstm
 from vleff.unanswerable.generation import GenerationSettings
+from vleff.unanswerable.training import GeneratorTraining, train_generator
 
 
 def test_losses_and_gradients_agree_with_the_cpu(cuda: torch.device) -> None:
@@ -49,3 +53,35 @@ def test_writes_what_it_writes_on_the_cpu(settings: GenerationSettings, cuda: to
     same = sum(one[0].text == other[0].text for one, other in zip(actual, expected, strict=True))
     assert len(actual) == len(expected)
     assert same >= len(expected) - 1  # words that are as likely as others may change places
+
+
+def test_it_is_trained_there_and_writes(cuda: torch.device, tmp_path: Path) -> None:
+    made = model()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    train_generator(made, pairs()[:8], GeneratorTraining(steps=2, batch=4), tmp_path, quiet=True)
+    assert made.device.type == cuda.type
+    after = made.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(value.cpu(), before[name]) for name, value in after.items())
+    assert all(made.generate(sources(3)))
+
+
+def test_an_lstm_waits_for_nothing_and_autocast_changes_no_bit(cuda: torch.device) -> None:
+    gates = torch.randn(7, 2 * 4 * 8, device=cuda, requires_grad=True)
+    weight = torch.randn(2, 4 * 8, 8, device=cuda, requires_grad=True)
+    offsets = torch.tensor([0, 3, 3, 7], dtype=torch.int32, device=cuda)
+
+    def results() -> list[Tensor]:
+        hidden, cell = ragged_lstm(gates, weight, offsets, 4)
+        return [hidden.detach(), cell, *torch.autograd.grad(hidden.sum(), [gates, weight])]
+
+    expected = results()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = results()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            hidden, cell = ragged_lstm(gates, weight, offsets, 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip([*found, hidden, cell], [*expected, *expected[:2]], strict=True):
+        assert torch.equal(one, other)

@@ -46,7 +46,9 @@ class WordEmbedding(nn.Module):
         """
         words = self.words(batch["words"])
         of_letters = self.letters(batch["letters"])
-        owners = torch.repeat_interleave(batch["word_lengths"])[:, None].expand_as(of_letters)
+        # without the size, repeat_interleave waits for the device
+        owners = torch.repeat_interleave(batch["word_lengths"], output_size=len(of_letters))
+        owners = owners[:, None].expand_as(of_letters)
         spelled = torch.zeros_like(words).scatter_reduce(0, owners, of_letters, "amax", include_self=False)
         is_unknown = (batch["words"] == UNKNOWN_NUMBER)[:, None]
         return words + spelled, words + spelled * is_unknown

@@ -84,7 +84,7 @@ class Seq2SeqGenerator:
         return f"question: {source.question} answer: {source.answer_text} context: {paragraph}"
 
     def collate(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-        """A batch to learn from: input_ids, attention_mask and labels, of what is read and what is written."""
+        """A batch to learn from, on the CPU: input_ids, attention_mask and labels, of what is read and written."""
         inputs = self._tokenize([text for text, _ in pairs], self.max_tokens)
         targets = self._tokenize([text for _, text in pairs], self.max_tokens)
         labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, _NO_LOSS)
@@ -119,7 +119,7 @@ class Seq2SeqGenerator:
 
     def _tokenize(self, texts: Sequence[str], most: int) -> dict[str, Tensor]:
         encoded = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
-        return {name: encoded[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     def _write(
         self, read: Sequence[tuple[GenerationSource, str]], count: int, settings: GenerationSettings
@@ -131,7 +131,8 @@ class Seq2SeqGenerator:
         never = {*self._start, *self.tokenizer.all_special_ids} - {self._end}  # of BART the end is the start as well
         copied = None if settings.may_copy else questions
         rules = Rules(copied, longest, settings.no_repeat, self._end, sorted(never))
-        steps = _ModelSteps(self.model, self._tokenize([text for _, text in read], self.max_tokens), self._start)
+        batch = self._tokenize([text for _, text in read], self.max_tokens)
+        steps = _ModelSteps(self.model, {name: x.to(self.model.device) for name, x in batch.items()}, self._start)
         if settings.sample:
             seeds = [source_seed(settings.seed, source) for source in sources]
             found = sample(steps, rules, settings, count, seeds)

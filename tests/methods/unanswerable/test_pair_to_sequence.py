@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import assert_same_bits
+from fake_cuda import fake_cuda
 from methods.unanswerable.generators import bert_model, items, model, small_bert, sources, tokenizer, vocabulary
 from methods.unanswerable.plain import PlainPairToSequence, parameters_in_order
+from torch import Tensor
 
 import vleff
+from vleff.nn.ragged import RaggedBatch
 from vleff.unanswerable.config import PairToSequenceConfig
 from vleff.unanswerable.model import PairToSequence
 from vleff.unanswerable.source_words import SourceWords
@@ -88,6 +91,26 @@ def test_a_sample_does_not_depend_on_its_batch_mates(make: Any) -> None:
                 found = ours(**alone).log_probs.split(alone["target_offsets"].diff().tolist())
                 for one, expected in zip(found, parts[first : first + size], strict=True):
                     assert_same_bits(one, expected)
+
+
+def test_on_a_gpu_no_value_is_read_and_no_device_is_mixed() -> None:
+    """As far as shapes go."""
+    batch = model().collator()(items())
+    with fake_cuda(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            ours = PairToSequence.build(vocabulary(), width=32, heads=2, coverage=1.0)
+        there = {name: x.to("cuda") if isinstance(x, Tensor) else x for name, x in batch.items()}
+        outputs = ours.train()(**there)
+        assert {x.device.type for x in outputs.values()} == {"cuda"}
+        with torch.no_grad():
+            question, paragraph = ours.eval().encoder(ours.embedding(there)[0], there)
+            memory = ours.decoder.remember(question, paragraph, there)
+            hidden, cell = ours.decoder.start(question, paragraph, there)
+            beams = RaggedBatch(hidden, torch.arange(len(hidden) + 1, dtype=torch.int32, device="cuda"), 1)
+            decoded, hidden, cell = ours.decoder.step(hidden, hidden, cell, beams, memory)
+            found = ours.decoder.copy.likeliest(decoded, memory.copied, memory.extended_size, 5, 1)
+            rows = ours.decoder.copy.rows(decoded, memory.copied, memory.extended_size)
+        assert {x.device.type for x in (hidden, cell, *found, rows)} == {"cuda"}
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)

@@ -61,6 +61,13 @@ def generator(request: pytest.FixtureRequest) -> Seq2SeqGenerator:
     return Seq2SeqGenerator(request.param(), tokenizer(), SETTINGS)
 
 
+def test_batches_are_made_on_the_cpu_wherever_the_model_is(generator: Seq2SeqGenerator) -> None:
+    """The Trainer pins them, which goes from there only, and moves them."""
+    generator.model.to("meta")
+    batch = generator.collate([("Who ran?", "Who did not run?")])
+    assert {x.device.type for x in batch.values()} == {"cpu"}
+
+
 def test_greedy_is_that_of_transformers(generator: Seq2SeqGenerator) -> None:
     own = generator.tokenizer
     never = [[i] for i in own.all_special_ids if i != END]
