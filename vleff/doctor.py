@@ -14,7 +14,7 @@ import torch
 from vleff import choices
 from vleff.models.registry import CHECKED_VERSIONS
 
-TORCH_CHECKED = ("2.13",)
+TORCH_CHECKED = ("2.13", "2.14")
 OPTIONAL_PARTS = {
     "matplotlib": ("figures of `vleff bench`, `demo` and `smarttrim show`", "pip install 'vleff[bench]'"),
     "pillow": ("photos, as `vleff bench --model vit-base` reads them", "pip install 'vleff[bench]'"),
