@@ -1,6 +1,7 @@
 """What all tests share: seeds, threads, instruction-set levels, poisoned memory."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 import vleff._library  # noqa: F401  registers torch.ops.vleff
 
+TESTS = Path(__file__).parent
 THREADS = 2
 
 # The same examples in every run; fixtures here hold for all examples of a test, so sharing them is right.
@@ -33,6 +35,14 @@ def _same_start() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _without_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests but those in tests/gpu run as where there is none: what trains or generates would move there."""
+    if torch.cuda.is_available() and not request.path.is_relative_to(TESTS / "gpu"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that a test starts
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(params=torch.ops.vleff.cpu_isa_levels())

@@ -18,33 +18,24 @@ namespace {
 
 std::tuple<Tensor, Tensor> residual_layer_norm_cpu(Tensor input, OptionalTensor residual, Tensor weight,
                                                    Tensor bias, double eps, bool return_sum) {
-  check_residual_layer_norm(input, residual, weight, bias, eps);
-  input = as_contiguous(input);
-  if (residual) residual = as_contiguous(*residual);
-  weight = as_contiguous(weight);
-  bias = as_contiguous(bias);
-  const std::vector<int64_t> none = {0};
-  Tensor normalized = torch::stable::new_empty(input, input.sizes());
-  Tensor sum =
-      return_sum ? torch::stable::new_empty(input, input.sizes()) : torch::stable::new_empty(input, none);
-  const int64_t width = input.size(input.dim() - 1), rows = input.numel() / width;
-  if (rows == 0) return {normalized, sum};
+  LayerNormTensors tensors(input, residual, weight, bias, eps, return_sum);
+  if (tensors.rows == 0) return {tensors.normalized, tensors.sum};
 
-  const ResidualLayerNormProblem problem{data_type(input),
-                                         rows,
-                                         width,
-                                         input.const_data_ptr(),
-                                         residual ? residual->const_data_ptr() : nullptr,
-                                         weight.const_data_ptr(),
-                                         bias.const_data_ptr(),
+  const ResidualLayerNormProblem problem{data_type(tensors.input),
+                                         tensors.rows,
+                                         tensors.width,
+                                         tensors.input.const_data_ptr(),
+                                         tensors.residual ? tensors.residual->const_data_ptr() : nullptr,
+                                         tensors.weight.const_data_ptr(),
+                                         tensors.bias.const_data_ptr(),
                                          static_cast<float>(eps),
-                                         normalized.mutable_data_ptr(),
-                                         return_sum ? sum.mutable_data_ptr() : nullptr};
+                                         tensors.normalized.mutable_data_ptr(),
+                                         return_sum ? tensors.sum.mutable_data_ptr() : nullptr};
   const ResidualLayerNormKernels& kernels = active_residual_layer_norm_kernels();
   const Parallel parallel = torch_parallel();
-  const Scratch scratch(parallel.threads * kernels.scratch_bytes(width));
+  const Scratch scratch(parallel.threads * kernels.scratch_bytes(tensors.width));
   kernels.run(problem, scratch.data(), parallel);
-  return {normalized, sum};
+  return {tensors.normalized, tensors.sum};
 }
 
 // By torch's own passes.

@@ -1,4 +1,6 @@
 #pragma once
+#include <vector>
+
 #include "checks.h"
 
 namespace vleff {
@@ -29,5 +31,27 @@ inline void check_residual_layer_norm(const Tensor& input, const OptionalTensor&
   check_argument("bias", bias, bias.dim() == 1 && bias.size(0) == width, text("[", width, "]"));
   if (!(eps >= 0)) reject(op, "eps", "a number of at least 0", text(eps));
 }
+
+// Checked and contiguous, and tensors for the results.
+struct LayerNormTensors {
+  Tensor input, weight, bias;
+  OptionalTensor residual;
+  Tensor normalized, sum;  // sum is empty unless asked for
+  int64_t rows, width;
+
+  LayerNormTensors(const Tensor& all_input, const OptionalTensor& all_residual, const Tensor& all_weight,
+                   const Tensor& all_bias, double eps, bool return_sum) {
+    check_residual_layer_norm(all_input, all_residual, all_weight, all_bias, eps);
+    input = as_contiguous(all_input);
+    if (all_residual) residual = as_contiguous(*all_residual);
+    weight = as_contiguous(all_weight);
+    bias = as_contiguous(all_bias);
+    const std::vector<int64_t> none = {0};
+    normalized = torch::stable::new_empty(input, input.sizes());
+    sum = return_sum ? torch::stable::new_empty(input, input.sizes()) : torch::stable::new_empty(input, none);
+    width = input.size(input.dim() - 1);
+    rows = input.numel() / width;
+  }
+};
 
 }  // namespace vleff
