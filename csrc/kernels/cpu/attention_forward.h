@@ -30,6 +30,22 @@ struct RowStatistics {
   float sum;      // of 2 ** (logits - maximum)
 };
 
+// Of the rows of a block, with room for whole vectors.
+struct BlockStatistics {
+  static constexpr int64_t room = (forward_query_block + lanes - 1) / lanes * lanes;
+  float maximum[room], sum[room];
+
+  void set(int64_t row, RowStatistics statistics) {
+    maximum[row] = statistics.maximum;
+    sum[row] = statistics.sum;
+  }
+  // The logarithms of the rows' sums of exponentials, in place of the maxima: `count` of them, and some more.
+  void finish(int64_t count) {
+    for (int64_t row = 0; row < count; row += lanes)
+      store(maximum + row, load(maximum + row) * ln_of_2 + natural_log(load(sum + row)));
+  }
+};
+
 // Turns a row of products <q, k> into P * sum as words of the product with V, zero from `visible` up to
 // `columns`. In place: a bfloat16 row takes the first half of its float32 row.
 template <class Product, bool biased>
@@ -106,20 +122,26 @@ void attend(const AttentionProblem& problem, const AttentionOutput& output, cons
       multiply<Product>(left_operand<Product>(task.q.from(first), queries, scratch.queries),
                         packed_panels(scratch.keys, width), {scratch.logits, stride}, queries, visible, width,
                         false);
-      RowStatistics rows[forward_query_block];
+      BlockStatistics rows;
       for (int64_t query = 0; query < queries; ++query) {
         if (next) next->prefetch(first + query);
         for (int64_t column = 0; column < head_dim; column += 64 / static_cast<int64_t>(sizeof(T)))
           __builtin_prefetch(out + (first + query) * out_stride + column, 1, 3);
-        const DropoutRow pattern(problem, task.sample, task.head, first + query);
-        const DropoutRow* dropout = problem.dropout_p > 0 ? &pattern : nullptr;
         float* importance = output.importance ? scratch.importance : nullptr;
         float* row = scratch.logits + query * stride;
         const int64_t seen = task.visible(problem, first + query);
-        rows[query] =
-            task.key_bias
-                ? softmax_row<Product, true>(row, seen, columns, scale, scratch.key_bias, dropout, importance)
-                : softmax_row<Product, false>(row, seen, columns, scale, nullptr, dropout, importance);
+        const auto softmax = [&](const DropoutRow* dropout) {
+          return task.key_bias
+                     ? softmax_row<Product, true>(row, seen, columns, scale, scratch.key_bias, dropout,
+                                                  importance)
+                     : softmax_row<Product, false>(row, seen, columns, scale, nullptr, dropout, importance);
+        };
+        if (problem.dropout_p > 0) {
+          const DropoutRow pattern(problem, task.sample, task.head, first + query);
+          rows.set(query, softmax(&pattern));
+        } else {
+          rows.set(query, softmax(nullptr));
+        }
       }
       const int64_t used_depth = words<Product>(visible);
       const Word* weights = reinterpret_cast<const Word*>(scratch.logits);
@@ -127,13 +149,14 @@ void attend(const AttentionProblem& problem, const AttentionOutput& output, cons
         multiply<Product>({weights + word, stride, 1}, values, {scratch.context, context_stride}, queries,
                           head_dim, min(used_depth - word, depth_block), word > 0, word);
       for (int64_t query = 0; query < queries; ++query) {
-        const auto [row_maximum, sum] = rows[query];
-        const float factor = row_maximum == -infinity ? 0.0f : kept_scale / sum;
+        const float factor = rows.maximum[query] == -infinity ? 0.0f : kept_scale / rows.sum[query];
         for (int64_t column = 0; column < head_dim; column += lanes)
           store_first(out + (first + query) * out_stride + column,
                       load(scratch.context + query * context_stride + column) * factor, head_dim - column);
-        lse[(first + query) * problem.heads] = row_maximum * ln_of_2 + __builtin_logf(sum);
       }
+      rows.finish(queries);
+      for (int64_t query = 0; query < queries; ++query)
+        lse[(first + query) * problem.heads] = rows.maximum[query];
     }
   }
   if (output.importance) {

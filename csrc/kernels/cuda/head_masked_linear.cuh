@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<Tile>)
 
 // One tile of tokens, of some of the width.
 template <class Tile, bool weight_by_depth>
-__global__ void __launch_bounds__(Tile::threads, least_blocks<Tile>)
+__global__ void __launch_bounds__(Tile::threads, least_blocks<Tile> * 3 / 4)
     head_masked_reduce(const __grid_constant__ HeadMaskedProblem problem) {
   using T = typename Tile::Element;
   using Left = LeftTile<Tile, false>;

@@ -112,10 +112,19 @@ __global__ void __launch_bounds__(delta_warps* warp_size)
 // Blocks that a multiprocessor's registers have to hold: more hide the waits of each other.
 template <class Tile>
 constexpr bool is_small = sizeof(typename Tile::Element) == 2 && Tile::width <= 64;
+template <class Tile>
+constexpr int grad_queries_blocks = is_small<Tile> ? 4 : 1;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900  // where three would spill
+template <class Tile>
+constexpr int grad_keys_blocks = is_small<Tile> ? 2 : 1;
+#else
+template <class Tile>
+constexpr int grad_keys_blocks = is_small<Tile> ? 3 : 1;
+#endif
 
 // grad_q of one tile of queries.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, is_small<Tile> ? 4 : 1)
+__global__ void __launch_bounds__(Tile::threads, grad_queries_blocks<Tile>)
     token_gather_attention_grad_queries(const __grid_constant__ AttentionGradientProblem gradient) {
   using T = typename Tile::Element;
   const AttentionProblem& problem = gradient.attention;
@@ -223,14 +232,15 @@ __global__ void __launch_bounds__(Tile::threads, is_small<Tile> ? 4 : 1)
 
 // grad_k and grad_v of one tile of keys, in some columns, and what one head adds to grad_key_bias.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, is_small<Tile> ? 3 : 1)
+__global__ void __launch_bounds__(Tile::threads, grad_keys_blocks<Tile>)
     token_gather_attention_grad_keys(const __grid_constant__ AttentionGradientProblem gradient) {
   using T = typename Tile::Element;
   constexpr int columns = gradient_columns<Tile>, column_parts = Tile::width / columns;
   const AttentionProblem& problem = gradient.attention;
   const int tiles = tiles_of(problem.keys, Tile::stationary_rows);
   const BlockTask task(problem, tiles * column_parts);
-  const int tile = task.tile / column_parts, first_column = task.tile % column_parts * columns;
+  const int tile = task.tile / column_parts;
+  const int first_column = column_parts == 1 ? 0 : task.tile % column_parts * columns;
   const int head_dim = static_cast<int>(problem.head_dim);
   const HeadGradient<T> grad_k{gradient.grad_k, gradient.float32_keys, problem.heads, task.head, head_dim};
   const HeadGradient<T> grad_v{gradient.grad_v, gradient.float32_keys, problem.heads, task.head, head_dim};
@@ -310,9 +320,9 @@ __global__ void __launch_bounds__(Tile::threads, is_small<Tile> ? 3 : 1)
 
     const int used = queries.count - first_query;
     unsigned char* const these_queries = query_rows + buffer * Tile::streamed_bytes;
-    unsigned char* const these_grads = grad_out_rows + buffer * Tile::streamed_bytes;
+    unsigned char* const these_grads = these_queries + 2 * Tile::streamed_bytes;
     const float* const lse = lse_rows + buffer * Tile::streamed_rows;
-    const float* const delta = delta_rows + buffer * Tile::streamed_rows;
+    const float* const delta = lse + 2 * Tile::streamed_rows;
     SumFragment weights[Tile::streamed_rows / 8] = {}, grad_logits[Tile::streamed_rows / 8] = {};
     multiply_rows<Tile>(weights, key_rows, these_queries, lane, used);
     multiply_rows<Tile>(grad_logits, value_rows, these_grads, lane, used);
