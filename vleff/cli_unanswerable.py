@@ -22,6 +22,7 @@ SQUAD_HELP = "A SQuAD file (.json, .json.gz, 1.1 or 2.0)."
 PAIRS_HELP = "Pairs: .jsonl of `vleff unanswerable pairs`, a SQuAD 2.0 file, or PREFIX of the three released tables."
 GENERATOR_HELP = '"swap", which needs no training, or the folder that `vleff unanswerable train` made.'
 MODEL_HELP = "The checkpoint that transformer (an encoder) or seq2seq (T5, BART) start from."
+SWAPS_OF_HELP = "A SQuAD file: the generator learns from swaps of its answerable questions first."
 BEAMS_HELP = "Hypotheses that a trained generator follows."
 SAMPLE_HELP = "A trained generator draws words instead of searching for the likeliest."
 READER_HELP = "A question answering checkpoint trained on SQuAD 2.0: a folder, or a name on the hub."
@@ -64,6 +65,8 @@ def train(
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     held_out: Annotated[str | None, typer.Option(help="Pairs that must share no article.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 15.0,
+    swaps_of: Annotated[Path | None, typer.Option(help=SWAPS_OF_HELP)] = None,
+    swap_epochs: Annotated[float, typer.Option(help="Passes over those.")] = 2.0,
     batch: Annotated[int, typer.Option(help="Pairs a step.")] = 32,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam; the kind's usual if left out.")] = None,
     width: Annotated[int, typer.Option(help="Of embeddings and memories; not of seq2seq.")] = 300,
@@ -73,18 +76,22 @@ def train(
 ) -> None:
     """Train a generator on pairs of questions."""
     with failures(), _reported() as report:
+        from vleff.data.squad import read_squad
         from vleff.unanswerable import recipes
         from vleff.unanswerable.pair_files import load_pairs
         from vleff.unanswerable.pairs import check_disjoint
+        from vleff.unanswerable.swaps import swap_pairs
         from vleff.unanswerable.training import GeneratorTraining
 
         new = recipes.NewGenerator(kind, model, width, coverage)
         rate = new.learning_rate if learning_rate is None else learning_rate
         training = GeneratorTraining(epochs, batch, rate, save_steps=save_steps, seed=seed)
         chosen = load_pairs(data, report)
+        easy = [] if swaps_of is None else swap_pairs(read_squad(swaps_of))
         if held_out is not None:
-            check_disjoint(chosen, load_pairs(held_out, report), (data, held_out))
-        recipes.train(chosen, output, new, training)
+            for name, some in ((data, chosen), (str(swaps_of), easy)):
+                check_disjoint(some, load_pairs(held_out, report), (name, held_out))
+        recipes.train(chosen, output, new, training, easy_pairs=easy, easy_epochs=swap_epochs)
         say(f"The generator is in {output}; evaluate it: vleff unanswerable evaluate {output} PAIRS")
 
 

@@ -29,6 +29,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
+def holds_something_else(folder: Path) -> bool:
+    """Whether a folder has files, but no settings: not even ones that another process is writing."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return bool(names) and not any(name.startswith(SETTINGS) for name in names)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Within it, a file or folder that vleff wrote is read, and what goes wrong is a matter of its content.

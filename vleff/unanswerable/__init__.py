@@ -25,6 +25,7 @@ _MODULES = {
     "QuestionPair": "pairs",
     "Seq2SeqGenerator": "seq2seq",
     "SwapGenerator": "swaps",
+    "swap_pairs": "swaps",
     "Vocabulary": "vocabulary",
     "augment": "augmentation_processes",
     "augment_with_ray": "ray_augmentation",

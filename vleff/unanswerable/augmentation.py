@@ -25,7 +25,7 @@ from pathlib import Path
 
 from vleff.data.squad import Paragraph
 from vleff.data.squad_stream import BadRecord, stream_articles
-from vleff.training.checkpoints import SETTINGS, check_settings, replace_file
+from vleff.training.checkpoints import check_settings, holds_something_else, replace_file
 from vleff.unanswerable.augmented_file import AugmentationReport, result_json, write_augmented
 from vleff.unanswerable.augmenting import AugmentationSettings, Augmenter
 from vleff.unanswerable.generators import GeneratorRecipe, file_digest, fingerprint
@@ -62,7 +62,7 @@ class AugmentationJob:
         self.data, self.folder = Path(data), Path(folder)
         self.recipe, self.settings = recipe, settings
         self.paragraphs = 0
-        if self.folder.exists() and not (self.folder / SETTINGS).exists() and any(self.folder.iterdir()):
+        if holds_something_else(self.folder):
             raise FileExistsError(f"{self.folder} exists already, and not as an augmentation job's folder")
         described = asdict(settings)
         del described["batch"]

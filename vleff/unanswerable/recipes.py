@@ -1,14 +1,14 @@
 """From pairs to a trained generator in a folder: what `vleff unanswerable train` does."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import vleff
-from vleff.training.checkpoints import check_settings
+from vleff.training.checkpoints import check_settings, holds_something_else
 from vleff.unanswerable.generators import TRAINED
 from vleff.unanswerable.model import PairToSequence
 from vleff.unanswerable.pairs import QuestionPair
@@ -71,11 +71,14 @@ def train(
     new: NewGenerator,
     training: GeneratorTraining,
     quiet: bool = False,
+    easy_pairs: Sequence[QuestionPair] = (),
+    easy_epochs: float = 2.0,
 ) -> Path:
     """Trains a generator; a call with the same folder, kind and training goes on where one was interrupted.
 
     Args:
         pairs: to learn from.
+        easy_pairs, easy_epochs: to learn from first, and how often; `swap_pairs` for example.
         folder: gets checkpoints, and the generator when it is trained, for `generator_recipe` and `load_generator`.
         new: the generator.
         training: of `train_generator`.
@@ -93,15 +96,19 @@ def train(
     folder = Path(folder)
     if (folder / TRAINED).exists():
         raise FileExistsError(f"{folder} holds a generator already")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "settings.json").exists():
+    if holds_something_else(folder):
         raise FileExistsError(f"{folder} exists already, and not as the folder of a training")
-    check_settings(folder, {**asdict(new), **asdict(training)})
+    easy = {"easy_pairs": len(easy_pairs), "easy_epochs": easy_epochs} if easy_pairs else {}
+    check_settings(folder, {**asdict(new), **asdict(training), **easy})
     torch.manual_seed(training.seed)
-    generator: Any = new.make(pairs)
+    generator: Any = new.make([*pairs, *easy_pairs])
     own = generator.model if isinstance(generator, Seq2SeqGenerator) else generator
     accelerated = new.kind != "lstm"
     if accelerated:
         vleff.accelerate(own)
+    if easy_pairs:
+        easy_training = replace(training, epochs=easy_epochs, steps=None)
+        train_generator(generator, easy_pairs, easy_training, folder / "easy-training", quiet=quiet)
     train_generator(generator, pairs, training, folder / "training", quiet=quiet)
     if accelerated:
         vleff.restore(own)

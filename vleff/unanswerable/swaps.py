@@ -5,11 +5,13 @@ A reconstruction after Gautam, Zhang and Klakow, "A Lightweight Method to Genera
 recognisers and the order of candidates are ours, and numbers are swapped too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from vleff.data.squad import Paragraph
 from vleff.unanswerable.antonyms import ANTONYMS
+from vleff.unanswerable.pairs import QuestionPair
 from vleff.unanswerable.recognisers import NAME, NUMBER, YEAR, Mention, find_mentions
 from vleff.unanswerable.sources import Candidate, GenerationSource
 from vleff.unanswerable.words import lower_words, split_words
@@ -61,6 +63,23 @@ class SwapGenerator:
             texts = islice(_texts(source, mentions), count)
             found.append([Candidate(text, 0.0 - place) for place, text in enumerate(texts)])
         return found
+
+
+def swap_pairs(paragraphs: Iterable[Paragraph]) -> list[QuestionPair]:
+    """Of each answerable question in which something can be swapped: the question and its best swap.
+
+    Easy pairs for a generator to learn copying from, where there are few written by people (reconstruction).
+    """
+    swaps, pairs = SwapGenerator(), []
+    for paragraph in paragraphs:
+        known = [(question, question.answers[0]) for question in paragraph.questions if question.answers]
+        sources = [GenerationSource(one.text, paragraph.context, answer.text, answer.start) for one, answer in known]
+        for (one, answer), candidates in zip(known, swaps.generate(sources), strict=True):
+            pairs += [
+                QuestionPair(one.id, paragraph.context, answer, one.text, swap.text, paragraph.title)
+                for swap in candidates
+            ]
+    return pairs
 
 
 def _texts(source: GenerationSource, mentions: Sequence[Mention]) -> Iterator[str]:

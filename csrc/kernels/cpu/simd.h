@@ -222,9 +222,9 @@ inline Float exp2(Float x) {
 // The natural logarithm of normal numbers, to a unit in the last place of the larger of the result and 1; NaN
 // stays NaN. log(2 ** e * m) with m near 1, by the series of the area hyperbolic tangent.
 inline Float natural_log(Float x) {
-  const int32_t root_of_half = 0x3F3504F3;
-  Int exponent = ((Int)x - root_of_half) >> 23;
-  Float m = (Float)((Int)x - (exponent << 23));
+  const uint32_t root_of_half = 0x3F3504F3;
+  Int exponent = (Int)((UInt)x - root_of_half) >> 23;  // unsigned: whatever bits x has, nothing overflows
+  Float m = (Float)((UInt)x - ((UInt)exponent << 23));
   Float s = (m - 1.0f) / (m + 1.0f), square = s * s;
   Float p = broadcast(2.0f / 9.0f);  // the next term is below 2 ** -27 of the sum
   p = p * square + 2.0f / 7.0f;

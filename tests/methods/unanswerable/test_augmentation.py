@@ -251,8 +251,11 @@ def test_another_job_and_foreign_files_are_refused(tmp_path: Path, reader: Path)
     with pytest.raises(FileExistsError, match="mine exists already, and not as an augmentation job's folder"):
         run(EXCERPT, mine)
     assert [path.name for path in mine.iterdir()] == ["augmented.json"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/settings.json.1.part").touch()  # another process of the same job is about to write its settings
+    run(EXCERPT, tmp_path / "new")
     with pytest.raises(FileNotFoundError):
-        run(tmp_path / "none.json", tmp_path / "new")
+        run(tmp_path / "none.json", tmp_path / "newer")
     with pytest.raises(FileNotFoundError, match="expected 'swap' or the folder of a trained generator, got"):
         generator_recipe(tmp_path / "none")
 

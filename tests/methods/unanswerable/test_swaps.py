@@ -11,7 +11,7 @@ from vleff.unanswerable.antonyms import ANTONYMS
 from vleff.unanswerable.pairs import build_pairs
 from vleff.unanswerable.recognisers import find_mentions
 from vleff.unanswerable.sources import GenerationSource
-from vleff.unanswerable.swaps import VERSION, SwapGenerator
+from vleff.unanswerable.swaps import VERSION, SwapGenerator, swap_pairs
 from vleff.unanswerable.training import source_of
 from vleff.unanswerable.words import lower_words
 
@@ -144,3 +144,15 @@ def test_real_questions_change_in_one_place_and_always_alike() -> None:
     # swaps that change need another VERSION: ids and provenance in augmented files depend on it
     texts = "\n".join(candidate.text for candidates in found for candidate in candidates)
     assert (VERSION, hashlib.sha256(texts.encode()).hexdigest()[:12]) == ("1", "664f2bcd93de")
+
+
+def test_pairs_of_questions_and_their_best_swaps() -> None:
+    known = paragraphs()
+    pairs = swap_pairs(known)
+    answerable = {question.id: question for one in known for question in one.questions if question.answers}
+    assert 0.5 * len(answerable) < len(pairs) == len({pair.id for pair in pairs}) <= len(answerable)
+    for pair in pairs:
+        assert (pair.answerable, pair.answer) == (answerable[pair.id].text, answerable[pair.id].answers[0])
+        (best,) = SwapGenerator().generate([source_of(pair)])[0]
+        assert pair.unanswerable == best.text
+    assert swap_pairs([]) == []

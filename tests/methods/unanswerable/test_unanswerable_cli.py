@@ -129,7 +129,13 @@ def test_train_generate_augment_evaluate(tmp_path: Path, kind: str) -> None:
         arguments += ["--kind", kind, "--model", tmp_path / "encoder"]
     mixed = run(*arguments, "--held-out", tmp_path / "train.jsonl")
     assert mixed.exit_code == 2 and "split by article" in mixed.stderr and not (tmp_path / "model").exists()
+    swaps_of = "--swaps-of", write_squad2(tmp_path / "tested.json", paragraphs()[-6:])
+    mixed = run(*arguments, *swaps_of, "--held-out", tmp_path / "test.jsonl")
+    assert mixed.exit_code == 2 and "split by article" in mixed.stderr and not (tmp_path / "model").exists()
+    if kind == "lstm":
+        arguments += ["--swaps-of", write_squad2(tmp_path / "more.json", paragraphs()[:6]), "--swap-epochs", 1]
     result = run(*arguments, "--held-out", tmp_path / "test.jsonl")
+    assert (tmp_path / "model/easy-training").exists() == (kind == "lstm")
     assert result.exit_code == 0, result.output
     assert "The generator is in" in result.output
     again = run(*arguments)
