@@ -68,11 +68,15 @@ class SwapGenerator:
 def swap_pairs(paragraphs: Iterable[Paragraph]) -> list[QuestionPair]:
     """Of each answerable question in which something can be swapped: the question and its best swap.
 
+    Answers that are not where they should be do not count, as in a few questions of SQuAD.
     Easy pairs for a generator to learn copying from, where there are few written by people (reconstruction).
     """
     swaps, pairs = SwapGenerator(), []
     for paragraph in paragraphs:
-        known = [(question, question.answers[0]) for question in paragraph.questions if question.answers]
+        known = []
+        for question in paragraph.questions:
+            placed = [one for one in question.answers if paragraph.context.startswith(one.text, one.start)]
+            known += [(question, answer) for answer in placed[:1]]
         sources = [GenerationSource(one.text, paragraph.context, answer.text, answer.start) for one, answer in known]
         for (one, answer), candidates in zip(known, swaps.generate(sources), strict=True):
             pairs += [

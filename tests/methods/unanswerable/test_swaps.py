@@ -1,6 +1,7 @@
 """Swaps follow their rules, and are the same always and everywhere."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -156,3 +157,6 @@ def test_pairs_of_questions_and_their_best_swaps() -> None:
         (best,) = SwapGenerator().generate([source_of(pair)])[0]
         assert pair.unanswerable == best.text
     assert swap_pairs([]) == []
+    answers = (replace(pairs[0].answer, start=pairs[0].answer.start + 1),)
+    misplaced = replace(known[0], questions=tuple(replace(one, answers=answers) for one in known[0].questions))
+    assert swap_pairs([misplaced]) == []
