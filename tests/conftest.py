@@ -1,5 +1,6 @@
 """What all tests share: seeds, threads, instruction-set levels, poisoned memory."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import vleff._library  # noqa: F401  registers torch.ops.vleff
 
 TESTS = Path(__file__).parent
 THREADS = 2
+
+# With AMX oneDNN sums bfloat16 in an order that depends on the number of rows (docs/accelerate.md); tests compare bits.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 # The same examples in every run; fixtures here hold for all examples of a test, so sharing them is right.
 settings.register_profile(

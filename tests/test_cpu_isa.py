@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
+LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 PROBE = "import vleff._library, torch; print(torch.ops.vleff.cpu_isa())"
 
 
@@ -34,7 +34,7 @@ def test_environment_chooses(level: str) -> None:
 def test_unknown_level_in_the_environment_fails_at_import_with_the_reason() -> None:
     result = probe("avx9")
     assert result.returncode != 0
-    assert "VLEFF_CPU_ISA: expected baseline, avx2, avx512 or avx512_bf16, got 'avx9'" in result.stderr
+    assert "VLEFF_CPU_ISA: expected baseline, avx2, avx512, avx512_bf16 or amx_bf16, got 'avx9'" in result.stderr
 
 
 def test_op_chooses(cpu_isa: str) -> None:

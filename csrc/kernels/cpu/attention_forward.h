@@ -4,7 +4,11 @@
 namespace vleff::VLEFF_ISA {
 
 // A block of queries is attended at a time; its logits against all keys of the sample stay in L2.
+#if defined(__AMX_BF16__)
+constexpr int64_t forward_query_block = 4 * tile_side;
+#else
 constexpr int64_t forward_query_block = 4 * tile_rows;
+#endif
 // Keys of one pass of the product with V: their panel slice stays in L1.
 constexpr int64_t value_depth_block = 128;
 

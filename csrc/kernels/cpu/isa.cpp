@@ -6,10 +6,24 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace vleff {
 namespace {
 
-constexpr const char* names[isa_count] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* names[isa_count] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
+
+#if defined(__x86_64__)
+// Linux saves the tile registers only of processes that have asked for it.
+bool may_use_tiles() {
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return granted;
+}
+#endif
 
 // What VLEFF_CPU_ISA asks for, else the best level of this processor.
 Isa initial_isa() {
@@ -17,10 +31,9 @@ Isa initial_isa() {
   if (name == nullptr || *name == '\0') return detected_isa();
   Isa isa;
   if (!parse_isa(name, &isa)) {
-    throw std::runtime_error(
-        std::string(
-            "environment variable VLEFF_CPU_ISA: expected baseline, avx2, avx512 or avx512_bf16, got '") +
-        name + "'");
+    throw std::runtime_error(std::string("environment variable VLEFF_CPU_ISA: expected baseline, avx2, "
+                                         "avx512, avx512_bf16 or amx_bf16, got '") +
+                             name + "'");
   }
   if (isa > detected_isa()) {
     throw std::runtime_error(std::string("environment variable VLEFF_CPU_ISA: expected at most '") +
@@ -61,7 +74,10 @@ Isa detected_isa() {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) {
     return Isa::avx2;
   }
-  return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles()
+             ? Isa::amx_bf16
+             : Isa::avx512_bf16;
 #else
   return Isa::baseline;
 #endif

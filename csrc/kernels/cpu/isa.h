@@ -4,8 +4,8 @@ namespace vleff {
 
 // Instruction-set levels, each a superset of the one before. Every kernel is compiled once per level;
 // the level is chosen at run time.
-enum class Isa { baseline, avx2, avx512, avx512_bf16 };
-constexpr int isa_count = 4;
+enum class Isa { baseline, avx2, avx512, avx512_bf16, amx_bf16 };
+constexpr int isa_count = 5;
 
 const char* isa_name(Isa isa);
 bool parse_isa(const char* name, Isa* isa);
@@ -26,27 +26,31 @@ bool set_active_isa(Isa isa);
 // those tables, a function NAME_at(isa) that returns one level's and a function active_NAME() that returns
 // the active level's.
 #if defined(__x86_64__)
-#define VLEFF_DISPATCH(Table, name)                                                            \
-  namespace vleff {                                                                            \
-  namespace baseline {                                                                         \
-  extern const Table name;                                                                     \
-  }                                                                                            \
-  namespace avx2 {                                                                             \
-  extern const Table name;                                                                     \
-  }                                                                                            \
-  namespace avx512 {                                                                           \
-  extern const Table name;                                                                     \
-  }                                                                                            \
-  namespace avx512_bf16 {                                                                      \
-  extern const Table name;                                                                     \
-  }                                                                                            \
-  inline const Table& name##_at(Isa isa) {                                                     \
-    const Table* tables[] = {&baseline::name, &avx2::name, &avx512::name, &avx512_bf16::name}; \
-    return *tables[static_cast<int>(isa)];                                                     \
-  }                                                                                            \
-  inline const Table& active_##name() {                                                        \
-    return name##_at(active_isa());                                                            \
-  }                                                                                            \
+#define VLEFF_DISPATCH(Table, name)                                                           \
+  namespace vleff {                                                                           \
+  namespace baseline {                                                                        \
+  extern const Table name;                                                                    \
+  }                                                                                           \
+  namespace avx2 {                                                                            \
+  extern const Table name;                                                                    \
+  }                                                                                           \
+  namespace avx512 {                                                                          \
+  extern const Table name;                                                                    \
+  }                                                                                           \
+  namespace avx512_bf16 {                                                                     \
+  extern const Table name;                                                                    \
+  }                                                                                           \
+  namespace amx_bf16 {                                                                        \
+  extern const Table name;                                                                    \
+  }                                                                                           \
+  inline const Table& name##_at(Isa isa) {                                                    \
+    const Table* tables[] = {&baseline::name, &avx2::name, &avx512::name, &avx512_bf16::name, \
+                             &amx_bf16::name};                                                \
+    return *tables[static_cast<int>(isa)];                                                    \
+  }                                                                                           \
+  inline const Table& active_##name() {                                                       \
+    return name##_at(active_isa());                                                           \
+  }                                                                                           \
   }
 #else
 #define VLEFF_DISPATCH(Table, name)     \

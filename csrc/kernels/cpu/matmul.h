@@ -1,13 +1,13 @@
 #pragma once
-#include "simd.h"
+#include "matmul_operands.h"
+#if defined(__AMX_BF16__) || defined(VLEFF_EMULATED_TILES)
+#include "matmul_tiles.h"
+#endif
 
-// The project's register-blocked matrix products. Operands are 32-bit words: one float32, or a pair of
-// bfloat16 that are neighbours along the summed dimension (low half first). Sums are float32, run in order of
-// depth and start at 0 in each product, whose sum is then added where results accumulate. So an element's
-// bits depend on how its depth was cut, but not on the block it was computed in.
+// The project's register-blocked matrix products. Sums are float32, run in order of depth and start at 0 in
+// each product, whose sum is then added where results accumulate (AMX begins at what is there). So an
+// element's bits depend on how its depth was cut, but not on the block it was computed in.
 namespace vleff::VLEFF_ISA {
-
-typedef uint32_t Word;
 
 // Word products: sum + a * b.
 struct Float32Product {
@@ -22,38 +22,6 @@ struct BFloat16Product {
   }
 };
 #endif
-
-// One tile of the result stays in registers: 24 of 32 accumulators (AVX-512), 12 of 16 otherwise.
-constexpr int tile_rows = 6;
-constexpr int tile_vectors = lanes == 16 ? 4 : 2;
-constexpr int panel_width = tile_vectors * lanes;
-
-// The left operand: word (row, depth) stands at data[row * row_stride + depth * depth_stride].
-struct LeftOperand {
-  const Word* data;
-  int64_t row_stride, depth_stride;
-};
-
-// The right operand, in panels of panel_width columns: word row `depth` of panel p begins at
-// data[p * panel_stride + depth * row_stride]; columns up to the next multiple of lanes can be read.
-struct Panels {
-  const Word* data;
-  int64_t panel_stride, row_stride;
-};
-
-// Packed panels: [panels][depth][panel_width], 64-byte aligned, columns beyond the last anything finite.
-inline Panels packed_panels(const Word* data, int64_t depth) {
-  return {data, depth * panel_width, panel_width};
-}
-inline int64_t panel_words(int64_t columns, int64_t depth) {
-  return round_up(columns, panel_width) * depth;
-}
-
-// The result: row-major float32; rows hold columns rounded up to lanes.
-struct Result {
-  float* data;
-  int64_t row_stride;
-};
 
 template <class Product, int rows, int vectors>
 void multiply_tile(LeftOperand a, const Word* b, int64_t b_stride, Result c, int64_t depth, bool accumulate) {
@@ -101,6 +69,12 @@ int64_t multiply(LeftOperand left, Panels right, Result result, int64_t rows, in
                  bool accumulate, int64_t first_depth = 0) {
   constexpr auto tiles = std::make_integer_sequence<int, tile_rows * tile_vectors>{};
   if (rows <= 0) return 0;
+#if defined(__AMX_BF16__) || defined(VLEFF_EMULATED_TILES)
+  if constexpr (Product::elements_per_word == 2) {
+    multiply_by_tiles(left, right, result, rows, columns, depth, accumulate, first_depth);
+    return rows * round_up(columns, lanes) * depth * Product::elements_per_word;
+  }
+#endif
   const int64_t bands = (rows + tile_rows - 1) / tile_rows;
   const int64_t band_rows = (rows + bands - 1) / bands;  // even: tiles of few rows wait for their sums
   int64_t done = 0;

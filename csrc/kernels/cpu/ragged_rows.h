@@ -64,8 +64,10 @@ void pack_left(RaggedRows<T> rows, int64_t count, int64_t stride, Word* packed) 
 // The rows as a left operand: where they stand if they are words in even steps there, else packed.
 template <class Product, class T>
 LeftOperand left_operand(RaggedRows<T> rows, int64_t count, Word* packed) {
-  if constexpr (sizeof(T) == sizeof(Word)) {
-    if (!rows.index) return {reinterpret_cast<const Word*>(rows.data), rows.row_stride, 1};
+  constexpr int64_t elements = Product::elements_per_word;
+  if constexpr (sizeof(T) * elements == sizeof(Word)) {
+    if (!rows.index && rows.width % elements == 0 && rows.row_stride % elements == 0)
+      return {reinterpret_cast<const Word*>(rows.data), rows.row_stride / elements, 1};
   }
   const int64_t row_words = words<Product>(rows.width);
   pack_left<Product>(rows, count, row_words, packed);
