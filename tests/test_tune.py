@@ -66,7 +66,9 @@ def test_without_a_file_the_committed_table_is_used() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choices.table().path == choices.COMMITTED
-    assert choices.misfit(choices.table().content | {"machine": choices.this_machine()}) is None
+    committed = {name: entry for name, entry in choices.table().content.items() if name != "levels"}
+    assert choices.misfit(committed | {"machine": choices.this_machine()}) is None
+    assert "an entry levels" in str(choices.misfit(choices.table().content | {"machine": choices.this_machine()}))
     assert choices.packs_weight(128, 128, torch.float32)
     assert not choices.packs_weight(127, 128, torch.float32)
     assert not choices.packs_weight(4096, 4096, torch.float64)
@@ -199,6 +201,14 @@ def test_an_older_table_leaves_sparse_products_to_the_committed_one(path: Path) 
     assert choices.table().path == path and choices.densest_sparse() == committed
     read(path, json.dumps(content(masked_linear={"float32": {"densest": 0.25}})))
     assert choices.densest_sparse() == {torch.float32: 0.25}
+
+
+def test_with_amx_dense_products_in_bfloat16_are_faster_from_fewer_zeros_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def densest(level: str) -> float:
+        monkeypatch.setattr(choices.torch.ops.vleff, "cpu_isa", lambda: level)
+        return choices.densest_sparse()[torch.bfloat16]
+
+    assert densest("amx_bf16") < 0.1 < densest("avx512_bf16")
 
 
 def test_command_writes_a_table_that_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

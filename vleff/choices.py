@@ -78,6 +78,8 @@ def misfit(content: Any) -> str | None:
     entries = content.get("pack_linear_weight")
     if not isinstance(entries, dict) or not all(_is_entry(entry) for entry in entries.values()):
         return "its entry pack_linear_weight is not as expected"
+    if "levels" in content:
+        return "it has an entry levels, which only the one that comes with vleff may have"
     sparse = content.get("masked_linear", {})
     if not isinstance(sparse, dict) or not all(_is_share(entry) for entry in sparse.values()):
         return "its entry masked_linear is not as expected"
@@ -114,9 +116,14 @@ def packs_weight(out_features: int, in_features: int, dtype: torch.dtype) -> boo
 def densest_sparse() -> dict[torch.dtype, float]:
     """By dtype, the largest share of elements with which a linear layer is faster sparse than dense.
 
-    A table that was measured before there was such an entry leaves it to the committed one.
+    A table that was measured before there was such an entry leaves it to the committed one, which has others for
+    instruction-set levels with faster dense products.
     """
-    entries = table().content.get("masked_linear") or json.loads(COMMITTED.read_text(encoding="utf-8"))["masked_linear"]
+    content = table().content
+    if not content.get("masked_linear"):
+        content = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    level = content.get("levels", {}).get(torch.ops.vleff.cpu_isa(), content)
+    entries = level["masked_linear"]
     return {getattr(torch, name): entry["densest"] for name, entry in entries.items()}
 
 

@@ -17,7 +17,7 @@ from vleff.ops.masked_structure import MaskedStructure
 DTYPES = (torch.float32, torch.bfloat16)
 SHAPES = ((768, 768), (3072, 768))
 ROWS = (16, 128, 1024)
-DENSITIES = (0.3, 0.4, 0.5, 0.6, 0.7)
+DENSITIES = (0.05, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7)
 _SECONDS = 0.5
 _LEAST_ROUNDS = 8
 
