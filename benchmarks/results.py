@@ -3,6 +3,7 @@
     python benchmarks/results.py              measures the sections that have no results yet
     python benchmarks/results.py attention    measures one section again
     python benchmarks/results.py attention-cuda    measures it on the GPU
+    python benchmarks/results.py attention-amx     measures it on a processor with AMX
 
 Each section takes less than ten minutes on two cores and is written when it is finished, to
 docs/results/<section>.json; the page is made from these files. Run it on a machine that does nothing else.
@@ -17,6 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+import torch
+
+import vleff._library  # noqa: F401  registers torch.ops.vleff
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -82,7 +87,10 @@ ON_GPU = (
 )
 GPU_SECTIONS = {f"{name}-cuda": [*SECTIONS[name], "--device", "cuda"] for name in ON_GPU}
 GPU_SECTIONS["accelerate-cuda"] = ["benchmarks/bench_accelerate_gpu.py", "--device", "cuda"]
-ALL_SECTIONS = SECTIONS | GPU_SECTIONS
+# measured on a processor with AMX when they are named
+ON_AMX = ("attention", "accelerate-even-lengths", "accelerate-paragraphs", "head-masked-linear")
+AMX_SECTIONS = {f"{name}-amx": SECTIONS[name] for name in ON_AMX}
+ALL_SECTIONS = SECTIONS | AMX_SECTIONS | GPU_SECTIONS
 
 INTRODUCTION = """# Results
 
@@ -102,6 +110,8 @@ def main(sections: list[str]) -> None:
     unknown = [section for section in sections if section not in ALL_SECTIONS]
     if unknown:
         raise SystemExit(f"unknown section {unknown[0]!r}: expected one of {', '.join(ALL_SECTIONS)}")
+    if not AMX_SECTIONS.keys().isdisjoint(sections) and torch.ops.vleff.cpu_isa() != "amx_bf16":
+        raise SystemExit(f"sections -amx need a processor with AMX, this one has {torch.ops.vleff.cpu_isa()}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for section in sections or [name for name in SECTIONS if not _file(name).exists()]:
         print(f"== {section}", flush=True)

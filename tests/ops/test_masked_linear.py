@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from head_masked_cases import assert_within_twice_plain
 from masked_linear_cases import make_inputs
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,13 +19,6 @@ TOKENS = [0, 1, 2, 15, 16, 17, 33, 48, 63, 64, 65, 130]
 
 def in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
-
-
-def assert_within_twice_plain(actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
-    if exact.numel() == 0:
-        return
-    error, plain_error = ((x.double() - exact).abs().max() for x in (actual, plain))
-    assert error <= 2 * plain_error + torch.finfo(actual.dtype).eps * exact.abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
