@@ -20,6 +20,8 @@ class PairToSequenceConfig(PreTrainedConfig):
         heads: of the attention between question and paragraph, and from the decoder to both.
         dropout: in training, of embeddings, memories and the decoder's outputs.
         coverage: weight of the coverage loss, which punishes looking at the same words twice; 0 for none.
+        places: how many words of a question, and of what is written, are known by their places too; 0 for none. What
+            is written mostly follows its question word by word, and few pairs teach that by places only.
         max_question_words, max_paragraph_words: longer texts are cut, a paragraph around the answer.
 
     Raises:
@@ -38,6 +40,7 @@ class PairToSequenceConfig(PreTrainedConfig):
     heads: int = 4
     dropout: float = 0.3
     coverage: float = 0.0
+    places: int = 64
     max_question_words: int = 60
     max_paragraph_words: int = 400
 
@@ -57,6 +60,7 @@ class PairToSequenceConfig(PreTrainedConfig):
             ("character_numbers", 2),
             ("width", 2),
             ("heads", 1),
+            ("places", 0),
             ("max_question_words", 1),
             ("max_paragraph_words", 1),
         ):

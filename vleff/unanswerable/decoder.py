@@ -38,12 +38,14 @@ class Decoder(nn.Module):
     """Words so far -> probabilities of the next word.
 
         hidden  = LSTM(words), which begins with initial([mean of the question's memory; mean of the answer's])
+        hidden of place n, and the question's memory of word n, get places[n] added
         context = attention of query(hidden) to the question's memory and, apart, to the paragraph's
         output  = tanh(output([hidden; context of question; context of paragraph]))
         P(word) = CopyAttention(output)
 
     Reconstruction: the paper says that the decoder attends to both texts and copies from both. The LSTM reads words
-    only, and not what was attended to before, so that a whole target is read at once in training.
+    only, and not what was attended to before, so that a whole target is read at once in training; places, which the
+    paper has not, make up for that.
     """
 
     def __init__(self, config: PairToSequenceConfig) -> None:
@@ -52,6 +54,9 @@ class Decoder(nn.Module):
         self.heads, self.dropout = config.heads, config.dropout
         self.initial = FusedLinear(2 * width, 2 * width)
         self.lstm = RaggedLSTM(width, width)
+        self.places = nn.Embedding(config.places, width) if config.places else None
+        if self.places is not None:
+            nn.init.normal_(self.places.weight, std=0.5)
         self.query = FusedLinear(width, 2 * width)
         self.question = FusedLinear(width, 2 * width)
         self.paragraph = FusedLinear(width, 2 * width)
@@ -73,6 +78,7 @@ class Decoder(nn.Module):
 
     def remember(self, question: RaggedBatch, paragraph: RaggedBatch, batch: Batch) -> DecoderMemory:
         """Projects both memories."""
+        question = question.replace(self._placed(question.values, question.positions))
         of_question = by_heads(self.question(question.values), 2, self.heads)
         of_paragraph = by_heads(self.paragraph(paragraph.values), 2, self.heads)
         return DecoderMemory(
@@ -95,10 +101,10 @@ class Decoder(nn.Module):
             values [targets, width].
         """
         states, _ = self.lstm(words, hidden, cell)
-        return self._read(states, memory)
+        return self._read(states.replace(self._placed(states.values, words.positions)), memory)
 
     def step(
-        self, words: Tensor, hidden: Tensor, cell: Tensor, beams: RaggedBatch, memory: DecoderMemory
+        self, words: Tensor, hidden: Tensor, cell: Tensor, beams: RaggedBatch, memory: DecoderMemory, place: int
     ) -> tuple[RaggedBatch, Tensor, Tensor]:
         """One more word for each beam. Without gradient.
 
@@ -106,14 +112,22 @@ class Decoder(nn.Module):
             words: [beams, width], vectors of the last words.
             hidden, cell: [beams, width], the states that they follow on; `cell` is float32.
             beams: which rows are a sample's; its values do not count.
+            place: how many words were written before.
 
         Returns:
             outputs [beams, width]; the next hidden and cell states.
         """
         each = torch.arange(words.shape[0] + 1, dtype=torch.int32, device=words.device)
         states, cell = self.lstm(RaggedBatch(words, each, 1), hidden, cell)
-        outputs = self._read(RaggedBatch(states.values, beams.offsets, beams.max_length), memory)
+        placed = self._placed(states.values, torch.full_like(each[:-1], place))
+        outputs = self._read(RaggedBatch(placed, beams.offsets, beams.max_length), memory)
         return outputs, states.values, cell
+
+    def _placed(self, rows: Tensor, places: Tensor) -> Tensor:
+        """[rows, width]; places int [rows], of which the last known one stands for further ones."""
+        if self.places is None:
+            return rows
+        return rows + self.places(places.clamp(max=self.places.num_embeddings - 1))
 
     def _read(self, states: RaggedBatch, memory: DecoderMemory) -> RaggedBatch:
         queries = self.query(states.values).chunk(2, 1)

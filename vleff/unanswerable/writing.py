@@ -84,6 +84,7 @@ class ModelSteps:
         self._decoder = model.decoder
         self._memory = self._decoder.remember(question, paragraph, batch)
         self._hidden, self._cell = self._decoder.start(question, paragraph, batch)
+        self._written = 0
         self._words = model.embedding.words.weight
         self._generated = model.config.generated_words
         self._extended = functional.embedding(batch["extended_words"], written)  # [words of all extensions, width]
@@ -114,7 +115,9 @@ class ModelSteps:
             self._cell.index_select(0, parents),
             RaggedBatch(vectors, offsets, int(per_source.max())),
             self._memory,
+            self._written,
         )
+        self._written += 1
         return ModelWords(self._decoder.copy, outputs, self._memory)
 
 

@@ -55,6 +55,8 @@ class PlainPairToSequence(nn.Module):
             }
         )
         decoder = model.decoder
+        places = torch.zeros(1, width) if decoder.places is None else decoder.places.weight
+        self.places = nn.Parameter(places.detach().clone())
         self.decoder_lstm = _lstm(decoder.lstm)
         names = ("initial", "query", "question", "paragraph", "output")
         self.decoder = nn.ModuleDict({name: _linear(getattr(decoder, name)) for name in names})
@@ -67,6 +69,7 @@ class PlainPairToSequence(nn.Module):
         read = self.read(batch)
         inputs = self.drop(pad(read["written"][batch["inputs"]], batch["target_offsets"]))
         states, _ = self.decoder_lstm(inputs, (read["hidden"][None], read["cell"][None]))
+        states = states + self.at(torch.arange(states.shape[1]))
         probabilities, attention = self.probabilities(states, read, batch["extended_size"] + 1)
         targets = pad(batch["targets"], batch["target_offsets"])
         mask = mask_of(batch["target_offsets"])
@@ -82,6 +85,9 @@ class PlainPairToSequence(nn.Module):
 
     def drop(self, values: Tensor) -> Tensor:
         return functional.dropout(values, self.config.dropout, self.training)
+
+    def at(self, places: Tensor) -> Tensor:
+        return self.places[places.clamp(max=len(self.places) - 1)]
 
     def read(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Vectors of the batch's words, both memories with masks, and the decoder's first states."""
@@ -106,11 +112,12 @@ class PlainPairToSequence(nn.Module):
         question, paragraph = (states[side] for side in SIDES)
         read["question"] = self.drop(self.fuse("question", question, paragraph, read["masks"]["paragraph"]))
         read["paragraph"] = self.drop(self.fuse("paragraph", paragraph, question, read["masks"]["question"]))
+        counts = read["masks"]["question"].sum(1, keepdim=True)
+        of_question = (read["question"] * read["masks"]["question"][..., None]).sum(1) / counts
+        read["question"] = read["question"] + self.at(torch.arange(read["question"].shape[1]))
         for side in SIDES:
             read[f"{side}_copied"] = self.copy[f"{side}_key"](read[side])
             read[f"{side}_kv"] = self.decoder[side](read[side]).chunk(2, 2)
-        counts = read["masks"]["question"].sum(1, keepdim=True)
-        of_question = (read["question"] * read["masks"]["question"][..., None]).sum(1) / counts
         is_answer = pad(batch["paragraph_types"], batch["paragraph_offsets"]) == 2
         of_answer = (read["paragraph"] * is_answer[..., None]).sum(1) / is_answer.sum(1, keepdim=True).clamp(min=1)
         initial = self.decoder["initial"](torch.cat([of_question, of_answer], 1)).tanh()
@@ -178,6 +185,7 @@ class PlainPairToSequence(nn.Module):
         while not done.all():
             states, (hidden, cell) = self.decoder_lstm(inputs[:, None], (hidden[None], cell[None]))
             hidden, cell = hidden[0], cell[0]
+            states = states + self.at(torch.tensor([history.shape[1]]))
             log_probs = self.probabilities(states, repeated, batch["extended_size"])[0].squeeze(1).log()
             rules.apply(log_probs, history, of_rows)
             size = log_probs.shape[1]
@@ -287,6 +295,7 @@ def parameters_in_order(
         ("words", model.embedding.words.weight, [plain.words.weight]),
         ("letters", model.embedding.letters.weight, [plain.letters.weight]),
         ("types", model.encoder.types.weight, [plain.types.weight]),
+        ("places", model.decoder.get_parameter("places.weight"), [plain.places]),
     ]
 
     def add_linear(name: str, linear: nn.Linear, own: Any) -> None:

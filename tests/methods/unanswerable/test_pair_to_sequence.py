@@ -29,10 +29,11 @@ def odd_items() -> list[tuple[SourceWords, list[str]]]:
     return [(one, ["why"]), (odd, ["ωmega", "☃", "unwritable", "?"]), (one, [])]
 
 
+@pytest.mark.parametrize("places", [0, 3, 64])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("which", [items, odd_items])
-def test_log_probs_are_those_of_plain_torch(make: Any, which: Any) -> None:
-    ours = make(coverage=0.5)
+def test_log_probs_are_those_of_plain_torch(make: Any, which: Any, places: int) -> None:
+    ours = make(coverage=0.5, places=places)
     batch = ours.collator()(which())
     output = ours(**batch)
     plain = PlainPairToSequence(ours).double()
@@ -107,7 +108,7 @@ def test_on_a_gpu_no_value_is_read_and_no_device_is_mixed() -> None:
             memory = ours.decoder.remember(question, paragraph, there)
             hidden, cell = ours.decoder.start(question, paragraph, there)
             beams = RaggedBatch(hidden, torch.arange(len(hidden) + 1, dtype=torch.int32, device="cuda"), 1)
-            decoded, hidden, cell = ours.decoder.step(hidden, hidden, cell, beams, memory)
+            decoded, hidden, cell = ours.decoder.step(hidden, hidden, cell, beams, memory, 3)
             found = ours.decoder.copy.likeliest(decoded, memory.copied, memory.extended_size, 5, 1)
             rows = ours.decoder.copy.rows(decoded, memory.copied, memory.extended_size)
         assert {x.device.type for x in (hidden, cell, *found, rows)} == {"cuda"}
