@@ -50,6 +50,8 @@ METRICS = {
     "has_answer_f1": "HasAns F1",
     "no_answer_f1": "NoAns",
     "best_f1": "F1, best threshold",
+    "answered_f1": "F1 of HasAns, none refused",
+    "told_apart": "told apart",
 }
 FILTER_SEED = 100  # no other reader's
 
@@ -62,7 +64,7 @@ class Plan:
         tested: the share of questions in articles that nothing learns from.
         asked: how many of these each reader is asked.
         reading_steps, reading_rate: of the reader that all others go on from.
-        steps, rate: of each of the others, whose embeddings and first `frozen` layers stay as they are: half the time.
+        steps, rate: of each of the others, whose first `frozen` layers, and then embeddings, stay as they are.
         batch: windows a step.
         bf16: readers learn with products in bfloat16; they are asked in float32.
         length, stride: tokens of windows, and those that neighbours share.
@@ -76,14 +78,14 @@ class Plan:
     asked: int = 1000
     reading_steps: int = 600
     reading_rate: float = 1e-4
-    steps: int = 260
-    rate: float = 1e-4
-    frozen: int = 3
+    steps: int = 500
+    rate: float = 5e-5
+    frozen: int = 0
     batch: int = 16
     bf16: bool = True
     length: int = 192
     stride: int = 64
-    easy_epochs: float = 2.0
+    easy_epochs: float = 4.0
     epochs: float = 15.0
     width: int = 300
     candidates: int = 3
@@ -248,7 +250,8 @@ def scores(answers: dict[str, str], margins: list[float], examples: list[SpanExa
     has_answer = np.array([bool(one.answers) for one in examples])
     # the more questions are answered, in the order of the margins, the fewer are refused
     order = np.argsort(margins)
-    answered = score_answers(answers, examples).f1[order].cumsum()
+    forced = score_answers(answers, examples)
+    answered = forced.f1[order].cumsum()
     refused = 100.0 * (~has_answer[order]).cumsum()
     best = max(refused[-1], (answered + refused[-1] - refused).max())
     return {
@@ -258,7 +261,16 @@ def scores(answers: dict[str, str], margins: list[float], examples: list[SpanExa
         "has_answer_f1": float(result.f1[has_answer].mean()),
         "no_answer_f1": float(result.f1[~has_answer].mean()),
         "best_f1": float(best / len(examples)),
+        "answered_f1": float(forced.f1[has_answer].mean()),
+        "told_apart": told_apart(np.array(margins), has_answer),
     }
+
+
+def told_apart(margins: np.ndarray, has_answer: np.ndarray) -> float:
+    """How often an unanswerable question has a larger margin than an answerable one, in percent; ties are halves."""
+    with_answer, without = np.sort(margins[has_answer]), margins[~has_answer]
+    below, not_above = (np.searchsorted(with_answer, without, side) for side in ("left", "right"))
+    return float(50.0 * (below + not_above).mean() / len(with_answer))
 
 
 def squad_json(paragraphs: Sequence[Paragraph]) -> dict[str, Any]:
@@ -315,13 +327,17 @@ def main() -> None:
     parser.add_argument("--model", help="the encoder to start from, a checkpoint with a fast tokenizer")
     parser.add_argument("--work", type=Path, default=Path("unanswerable-study"), help="folder of trained models")
     parser.add_argument("--results", type=Path, default=Path("docs/results/unanswerable-study"))
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="of the readers, all if left out: processes may share them"
+    )
     parser.add_argument("--table", action="store_true", help="only print the tables")
     arguments = parser.parse_args()
     if not arguments.table:
         if arguments.data is None or arguments.model is None:
             parser.error("--data and --model are needed, except with --table")
         folders = arguments.work, arguments.results
-        Study(arguments.data, arguments.reading, arguments.model, *folders, Plan()).run()
+        plan = replace(Plan(), seeds=tuple(arguments.seeds)) if arguments.seeds else Plan()
+        Study(arguments.data, arguments.reading, arguments.model, *folders, plan).run()
     print(tables(arguments.results))
 
 

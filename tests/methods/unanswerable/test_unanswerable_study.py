@@ -107,6 +107,9 @@ def test_scores_at_0_and_at_the_best_threshold(example: Any) -> None:
     assert found["f1"] == pytest.approx((0 + f1 + 100 + 0) / 4)
     assert found["has_answer_f1"] == pytest.approx(f1 / 2) and found["no_answer_f1"] == 50
     assert (found["exact_match"], found["has_answer_exact_match"]) == (25, 0)
+    assert found["answered_f1"] == pytest.approx((100 + f1) / 2)
+    assert found["told_apart"] == 75  # of the four pairs all but a and d
+    assert example.told_apart(np.array([1.0, 1.0]), np.array([True, False])) == 50
     # answering b only is as good as it gets: a would cost d
     thresholds = [-2.0, -0.7, 0.0, 0.7, 2.0]
     each = [example.scores(answers, list(np.array([0.5, -1.0, 1.0, -0.5]) - t), examples)["f1"] for t in thresholds]
