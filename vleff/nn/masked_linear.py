@@ -206,13 +206,12 @@ class MaskedLinear(nn.Module):
         return out if residual is None else out + residual
 
     def _forward_dense(self, input: Tensor, values: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        dense = None
-        if values is self.values and not self._differentiates(input, residual) and not torch.compiler.is_compiling():
-            dense = self._dense()
-        if dense is not None:
-            return fused_linear(input, dense, bias, residual, self.activation)
-        out = activate(functional.linear(input, self.structure.scatter(values), bias), self.activation)
-        return out if residual is None else out + residual
+        if self._differentiates(input, residual) or is_transformed():
+            out = activate(functional.linear(input, self.structure.scatter(values), bias), self.activation)
+            return out if residual is None else out + residual
+        dense = self._dense() if values is self.values and not torch.compiler.is_compiling() else None
+        weight = self.structure.scatter(values) if dense is None else dense
+        return fused_linear(input, weight, bias, residual, self.activation)
 
     def runs_kernel(self, *tensors: Tensor | None) -> bool:
         """Whether a forward with these tensors is the kernel's alone: no gradients, casts or dense product."""

@@ -1,6 +1,5 @@
 """`vleff dide` from a fusion encoder to a search."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -146,8 +145,7 @@ def test_bad_input(tmp_path: Path) -> None:
             read_examples(file)
     with pytest.raises(FileNotFoundError):
         read_examples(tmp_path / "nothing.jsonl")
-    missing = importlib.util.find_spec("datasets") is None
-    with pytest.raises(ImportError if missing else Exception, match="pip install datasets" if missing else "someone"):
+    with pytest.raises(ImportError, match="pip install datasets"):
         read_examples("someone/pictures")
     one = Example("a", (picture("red"),), "violet")
     with pytest.raises(ValueError, match="'a': expected 2 images for nlvr2, got 1"):
