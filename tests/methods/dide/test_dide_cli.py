@@ -1,6 +1,7 @@
 """`vleff dide` from a fusion encoder to a search."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_an_interrupted_training_goes_on_and_another_is_refused(tmp_path: Path) 
     assert "was made with soft_weight = 1.0, now it is 0.5" in message
 
 
-def test_bad_input(tmp_path: Path) -> None:
+def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bad.jsonl"
     for content, message in (
         ('{"text": "a"}', 'row 0: expected an object with "text" and "image"'),
@@ -145,6 +146,7 @@ def test_bad_input(tmp_path: Path) -> None:
             read_examples(file)
     with pytest.raises(FileNotFoundError):
         read_examples(tmp_path / "nothing.jsonl")
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as where it is not installed
     with pytest.raises(ImportError, match="pip install datasets"):
         read_examples("someone/pictures")
     one = Example("a", (picture("red"),), "violet")

@@ -40,7 +40,7 @@ def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
     small_reader().base_model.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     plan = example.Plan(
-        asked=12, reading_steps=2, steps=2, frozen=1, batch=4, length=96, stride=32, epochs=0.5, width=16, candidates=2,
+        asked=12, reading_steps=2, steps=2, batch=4, length=96, stride=32, epochs=0.5, width=16, candidates=2,
         seeds=(0, 1), workers=1,
     )  # fmt: skip
     data = write_squad2(tmp_path / "squad2.json", paragraphs()[:16])
