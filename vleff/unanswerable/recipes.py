@@ -78,11 +78,11 @@ def train(
 
     Args:
         pairs: to learn from.
-        easy_pairs, easy_epochs: to learn from first, and how often; `swap_pairs` for example.
         folder: gets checkpoints, and the generator when it is trained, for `generator_recipe` and `load_generator`.
         new: the generator.
         training: of `train_generator`.
         quiet: without a progress bar.
+        easy_pairs, easy_epochs: to learn from first, and how often; `swap_pairs` for example.
 
     Returns:
         the folder of the generator, in `folder`.
