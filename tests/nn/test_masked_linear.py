@@ -274,6 +274,17 @@ def test_the_choice_table_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_dense_product_has_the_same_bits_compiled(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"masked_linear": {str(dtype).removeprefix("torch."): {"densest": 0.1}}}
+    monkeypatch.setattr(choices, "table", lambda: choices.Table(choices.COMMITTED, content))
+    masked = masked_and_dense(0.3, dtype)[0].with_activation("gelu")
+    assert "because a dense product is faster" in masked.explain()
+    input, residual = torch.randn(70, IN).to(dtype), torch.randn(70, OUT).to(dtype)
+    compiled = torch.compile(masked, backend="eager", fullgraph=True)
+    assert torch.equal(infer(compiled, input, residual), infer(masked, input, residual))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
 def test_feed_forward_in_panels_has_the_bits_of_two(activation: str, dtype: torch.dtype, cpu_isa: str) -> None:
     first = masked_and_dense(0.2, dtype, (300, IN))[0].with_activation(activation)
