@@ -8,9 +8,6 @@
 // sees each access to memory.
 namespace vleff::VLEFF_ISA {
 
-constexpr int64_t tile_side = 16;
-constexpr int64_t tile_row_bytes = tile_side * static_cast<int64_t>(sizeof(Word));
-
 struct EmulatedTile {
   int64_t rows = 0;  // 0: not configured
   Word words[tile_side][tile_side];

@@ -39,4 +39,8 @@ struct Result {
   int64_t row_stride;
 };
 
+// Of AMX: rows of a tile register, and words of one of its rows.
+constexpr int64_t tile_side = 16;
+constexpr int64_t tile_row_bytes = tile_side * static_cast<int64_t>(sizeof(Word));
+
 }  // namespace vleff::VLEFF_ISA

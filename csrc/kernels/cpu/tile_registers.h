@@ -4,9 +4,6 @@
 // The tile registers of AMX: eight of 16 rows of 16 words.
 namespace vleff::VLEFF_ISA {
 
-constexpr int64_t tile_side = 16;  // rows of a tile, and words of one of its rows
-constexpr int64_t tile_row_bytes = tile_side * static_cast<int64_t>(sizeof(Word));
-
 // Compilers' intrinsics take tile numbers as text, not as constants.
 template <int tile>
 inline void load_tile(const void* data, int64_t stride_bytes) {
