@@ -18,8 +18,9 @@ def largest(tensor):
 
 @pytest.mark.parametrize("link", ["add", "scaled_add", "interpolate"])
 def test_link_towers_add_the_states_of_the_same_tokens(link):
+    """Against the plain model in float64: in float32 its own error is as large as ours."""
     case = make_case(BridgeTowerModel, link_tower_type=link)
-    expected = case.call(case.plain())
+    expected = case.call(case.plain().double())
     actual = case.call(vleff.accelerate(case.model))
     for name in ("text_features", "image_features", "pooler_output"):
         theirs, ours = case.tokens(expected[name]), case.tokens(actual[name])

@@ -31,9 +31,20 @@ struct Slice {
   int32_t steps() const { return starts[1] - starts[0]; }
 };
 
+// How far a slice has been summed.
+struct SlicePlace {
+  int32_t element, step;
+};
+
 struct SliceSums {
   alignas(64) float of[slice_rows];
 };
+
+// Where the sums that begin at a place end.
+template <class T>
+inline int32_t last_step(const Slice<T>& slice, const SlicePlace& place) {
+  return min(slice.steps(), place.step + longest_sum);
+}
 
 #if defined(__AVX512F__)
 // The features of a block in registers, to be looked up by column.
@@ -94,10 +105,11 @@ inline int32_t common_steps(const Slice<T>& slice) {
 }
 
 template <int block_columns, class T>
-inline SliceSums slice_sums(const Slice<T>& slice, const FeatureTable<float, block_columns>& table) {
-  const int32_t common = common_steps(slice), steps = slice.steps();
+inline SliceSums slice_sums(const Slice<T>& slice, const FeatureTable<float, block_columns>& table,
+                            SlicePlace& place) {
+  const int32_t steps = last_step(slice, place), common = min(common_steps(slice), steps);
   __m512 sums = _mm512_setzero_ps();
-  int32_t element = slice.starts[0], step = 0;
+  auto& [element, step] = place;
   for (; step < common; ++step, element += slice_rows) {
     const __m512i columns = _mm512_cvtepu8_epi32(load_raw<__m128i>(slice.columns + element));
     sums = _mm512_fmadd_ps((__m512)load(slice.values + element), table.look_up(columns), sums);
@@ -154,13 +166,13 @@ inline __m512i side_by_side() {
 
 // Two steps at a time, as in a panel; the second is 0 for the rows that end with the first.
 template <int block_columns>
-inline SliceSums slice_sums(const Slice<BFloat16>& slice,
-                            const FeatureTable<BFloat16, block_columns>& table) {
+inline SliceSums slice_sums(const Slice<BFloat16>& slice, const FeatureTable<BFloat16, block_columns>& table,
+                            SlicePlace& place) {
   const __m512i lengths = slice_lengths(slice.starts, slice.rows);
   const __m512i low_words = _mm512_set1_epi32(0xffff);
-  const int32_t common = common_steps(slice) / 2 * 2, steps = slice.steps();
+  const int32_t steps = last_step(slice, place), common = min(common_steps(slice) / 2 * 2, steps);
   __m512 sums = _mm512_setzero_ps();
-  int32_t element = slice.starts[0], step = 0;
+  auto& [element, step] = place;
   for (; step < common; step += 2, element += 2 * slice_rows) {
     const __m512i columns = _mm512_cvtepu8_epi16(load_raw<__m256i>(slice.columns + element));
     const __m512i values = _mm512_loadu_si512(slice.values + element);
@@ -191,11 +203,12 @@ inline SliceSums slice_sums(const Slice<BFloat16>& slice,
 
 // Without vectors of `slice_rows` lanes: one row after the other, the features in memory.
 template <class T>
-inline SliceSums slice_sums(const Slice<T>& slice, const float* features) {
+inline SliceSums slice_sums(const Slice<T>& slice, const float* features, SlicePlace& place) {
   SliceSums sums{};
-  int32_t element = slice.starts[0];
+  const int32_t steps = last_step(slice, place);
+  auto& [element, step] = place;
   int64_t active = slice.rows;
-  for (int32_t step = 0; step < slice.steps(); ++step) {
+  for (; step < steps; ++step) {
     while (slice.starts[active] - slice.starts[active - 1] <= step) --active;
     for (int64_t row = 0; row < active; ++row, ++element)
       sums.of[row] += widen_one(slice.values[element]) * features[slice.columns[element]];
@@ -207,12 +220,17 @@ template <class T, class Table>
 void multiply_slices(const Block<T>& block, const Table& table, bool first, float* sums) {
   for (int64_t place = 0; place < block.rows; place += slice_rows) {
     const int64_t rows = min(slice_rows, block.rows - place);
-    const SliceSums results =
-        slice_sums(Slice<T>{rows, block.starts + place, block.columns, block.values}, table);
-    for (int64_t row = 0; row < rows; ++row) {
-      float& sum = sums[block.order[place + row]];
-      sum = first ? results.of[row] : sum + results.of[row];
-    }
+    const Slice<T> slice{rows, block.starts + place, block.columns, block.values};
+    SlicePlace at{slice.starts[0], 0};
+    bool start = first;
+    do {
+      const SliceSums results = slice_sums(slice, table, at);
+      for (int64_t row = 0; row < rows; ++row) {
+        float& sum = sums[block.order[place + row]];
+        sum = start ? results.of[row] : sum + results.of[row];
+      }
+      start = false;
+    } while (at.step < slice.steps());
   }
 }
 

@@ -34,11 +34,10 @@ struct TokenRow<float> {
 #pragma GCC unroll 4
     for (int vector = 0; vector < panel_vectors; ++vector) of[vector] = load(feature + vector * lanes);
   }
+  // in two halves: fewer roundings than one long sum
   Float times(const float* feature) const {
-    Float sum = of[0] * load(feature);
-#pragma GCC unroll 4
-    for (int vector = 1; vector < panel_vectors; ++vector) sum += of[vector] * load(feature + vector * lanes);
-    return sum;
+    const auto product = [&](int vector) { return of[vector] * load(feature + vector * lanes); };
+    return (product(0) + product(1)) + (product(2) + product(3));
   }
 };
 

@@ -2,7 +2,9 @@
 #include "masked_linear_panels.h"
 
 // Products of one block of a sparse matrix with a panel. Each sum takes its elements one after the other, or,
-// where the processor multiplies pairs of bfloat16, two by two: the same bits for any number of tokens.
+// where the processor multiplies pairs of bfloat16, two by two, and runs over at most `longest_sum` of them,
+// which are then added to those before: the same bits for any number of tokens, and fewer roundings than one
+// long sum.
 namespace vleff::VLEFF_ISA {
 
 // One block of one chunk: its rows in the order of their places.
@@ -17,6 +19,7 @@ struct Block {
 };
 
 constexpr int read_ahead = 16;
+constexpr int32_t longest_sum = 64;
 
 inline float widen_one(float value) {
   return value;
@@ -41,7 +44,6 @@ struct RowSums {
 #pragma GCC unroll 4
     for (int vector = 0; vector < vectors; ++vector) of[vector] += value * load(feature + vector * lanes);
   }
-  // Each block's sums are added to those of the blocks before: fewer roundings than one long sum.
   void finish(float* memory, bool first) const {
 #pragma GCC unroll 4
     for (int vector = 0; vector < vectors; ++vector) {
@@ -92,6 +94,20 @@ inline void multiply_row(const Block<T>& block, int64_t place, const Element* pa
   row.start();
   add_elements(row, block, block.starts[place], block.starts[place + 1], panel);
   row.finish(memory, first);
+}
+
+// As above for a row of more than `longest_sum` elements.
+template <int vectors, class T, class Element>
+inline void multiply_long_row(const Block<T>& block, int64_t place, const Element* panel, bool first,
+                              float* sums) {
+  float* memory = sums + block.order[place] * (vectors * lanes);
+  for (int32_t element = block.starts[place], end = block.starts[place + 1]; element < end;
+       element += longest_sum, first = false) {
+    RowSums<vectors> row;
+    row.start();
+    add_elements(row, block, element, min(end, element + longest_sum), panel);
+    row.finish(memory, first);
+  }
 }
 
 #if defined(__AVX512F__)
@@ -174,31 +190,39 @@ constexpr int element_multiple(BFloat16) {
   return 2;
 }
 #endif
+
+// The products of as many rows, from `place` on, as are taken at a time.
+template <int vectors, class T, class Element>
+inline void multiply_rows(const Block<T>& block, int64_t place, const Element* panel, bool first,
+                          float* sums) {
+  constexpr int count = rows_at_a_time<vectors>, group = group_elements(T{}),
+                multiple = element_multiple(T{});
+  RowSums<vectors> rows[count];
+#pragma GCC unroll 8
+  for (int row = 0; row < count; ++row) rows[row].start();
+  const int32_t* starts = block.starts + place;
+  // rows grow shorter: all have as many elements as the last
+  const int32_t least = (starts[count] - starts[count - 1]) / multiple * multiple;
+  for (int32_t done = 0; done < least; done += group)
+    add_group<vectors>(rows, block, starts, done, least - done < group ? least - done : group, panel);
+#pragma GCC unroll 8
+  for (int row = 0; row < count; ++row) {
+    add_elements(rows[row], block, starts[row] + least, starts[row + 1], panel);
+    rows[row].finish(sums + block.order[place + row] * (vectors * lanes), first);
+  }
+}
 #endif
 
 // sums [rows of the chunk][width of the panel] += block * panel, or = where it is the first
 template <int vectors, class T, class Element>
 void multiply_block(const Block<T>& block, const Element* panel, bool first, float* sums) {
   int64_t place = 0;
+  for (; place < block.rows && block.starts[place + 1] - block.starts[place] > longest_sum; ++place)
+    multiply_long_row<vectors>(block, place, panel, first, sums);
 #if defined(__AVX512F__)
   if constexpr (requires { element_multiple(T{}); }) {
-    constexpr int group = group_elements(T{}), multiple = element_multiple(T{});
-    for (; !block.at_end && place + rows_at_a_time<vectors> <= block.rows; place += rows_at_a_time<vectors>) {
-      RowSums<vectors> rows[rows_at_a_time<vectors>];
-#pragma GCC unroll 8
-      for (int row = 0; row < rows_at_a_time<vectors>; ++row) rows[row].start();
-      const int32_t* starts = block.starts + place;
-      // rows grow shorter: all have as many elements as the last
-      const int32_t least =
-          (starts[rows_at_a_time<vectors>] - starts[rows_at_a_time<vectors> - 1]) / multiple * multiple;
-      for (int32_t done = 0; done < least; done += group)
-        add_group<vectors>(rows, block, starts, done, least - done < group ? least - done : group, panel);
-#pragma GCC unroll 8
-      for (int row = 0; row < rows_at_a_time<vectors>; ++row) {
-        add_elements(rows[row], block, starts[row] + least, starts[row + 1], panel);
-        rows[row].finish(sums + block.order[place + row] * (vectors * lanes), first);
-      }
-    }
+    for (; !block.at_end && place + rows_at_a_time<vectors> <= block.rows; place += rows_at_a_time<vectors>)
+      multiply_rows<vectors>(block, place, panel, first, sums);
   }
 #endif
   for (; place < block.rows; ++place) multiply_row<vectors>(block, place, panel, first, sums);

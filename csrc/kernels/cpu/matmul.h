@@ -93,9 +93,9 @@ int64_t multiply(LeftOperand left, Panels right, Result result, int64_t rows, in
   return done;
 }
 
-// Words of depth of one product, at most: a panel's slice stays in the first-level cache, and sums stay
-// short.
-constexpr int64_t most_depth = panel_width <= 32 ? 256 : 128;
+// Words of depth of one product, at most: a panel's slice stays in the first-level cache, and sums are short
+// enough to round no worse than MKL's, which run in several parts.
+constexpr int64_t most_depth = 96;
 
 // Calls body(first, count) for even pieces of the words of depth [first, first + depth), each at most
 // most_depth long.
