@@ -14,11 +14,11 @@ import transformers
 from torch import Tensor, nn
 
 import vleff
-from benchmarks.trimming_plans import Shares, decide, depths, drawn_shares, everything_kept, overrule
 from vleff import smarttrim
 from vleff.bench import engines
 from vleff.bench.models import LoadedModel, load_model, samples_for
 from vleff.bench.photos import Photos, photo_samples
+from vleff.bench.trimming_plans import Shares, decide, depths, drawn_shares, everything_kept, follow
 from vleff.models.trimming import Stream
 from vleff.smarttrim import SmartTrimConfig
 from vleff.smarttrim.trimming import Run
@@ -45,23 +45,8 @@ class Case:
         self.runs = everything_kept(self.trimmed, inputs)
 
     def plan(self, shares: Shares) -> float:
-        """Lets the trimmed model keep these shares; returns the FLOP ratio of layers and trimmers.
-
-        Raises:
-            AssertionError: its outputs differ from those of the same model that computes all tokens and hides them.
-        """
-        decide(self.runs, shares)
-        with smarttrim.repeated(self.trimmed, self.runs), smarttrim.running(self.trimmed, "masked"):
-            expected = self.outputs(self.trimmed)
-        overrule(self.trimmed, self.runs)
-        with smarttrim.recorded(self.trimmed) as made:
-            actual = self.outputs(self.trimmed)
-        tolerance = 1e-5 if expected[0].dtype == torch.float32 else 0.05
-        for ours, wanted in zip(actual, expected, strict=True):
-            there = (ours != 0).any(-1)
-            difference = float((ours - wanted)[there].abs().max() / wanted.abs().max())
-            assert difference <= tolerance, f"outputs differ: gathered from masked by {difference:.1e}"
-        return smarttrim.kept_by(self.trimmed, made).flop_ratio
+        """Lets the trimmed model keep these shares; returns the FLOP ratio of layers and trimmers."""
+        return follow(self.trimmed, self.runs, shares, lambda: self.outputs(self.trimmed))
 
     def outputs(self, model: nn.Module) -> engines.HiddenStates:
         """What a model makes of the batch."""

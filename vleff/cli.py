@@ -37,6 +37,7 @@ DATA_HELP = "SQuAD file (.json, .json.gz) to take paragraphs from, or questions 
 PHOTOS_HELP = "Folder of images, for models that read them."
 IMAGES_HELP = "mixed or square: sizes of ViLT's images; mixed if left out."
 EXPLAINED_HELP = "Questions about images for a model with trimmers, as of `vleff smarttrim evaluate`; 32 are asked."
+STACK_HELP = "Measure SmartTrim, lottery subnetworks and DiDE, alone and together, on vilt or a checkpoint of a ViLT."
 OUTPUT_HELP = "Folder for the JSON file and the figure."
 SELF_TEST_HELP = "Also compare every op with float64, on the processor and on the GPU; status 1 if one is wrong."
 TABLE_HELP = "File to write; the one that vleff reads ($VLEFF_CHOICES or ~/.config/vleff/choices.json) if left out."
@@ -44,7 +45,7 @@ TABLE_HELP = "File to write; the one that vleff reads ($VLEFF_CHOICES or ~/.conf
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "bert-base",
+    model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP} bert-base if left out, with --stack vilt.")] = None,
     data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
     photos: Annotated[Path | None, typer.Option(help=PHOTOS_HELP)] = None,
     images: Annotated[str | None, typer.Option(help=IMAGES_HELP)] = None,
@@ -55,6 +56,7 @@ def bench(
     budget: Annotated[float, typer.Option(help=BUDGET_HELP)] = 10.0,
     seed: Annotated[int, typer.Option(help="Of random weights and of the crops of photos.")] = 0,
     output: Annotated[Path, typer.Option(help=OUTPUT_HELP)] = Path("vleff-bench"),
+    stack: Annotated[bool, typer.Option("--stack", help=STACK_HELP)] = False,
 ) -> None:
     """Measure a model on real input, dense and accelerated, and check that the outputs match.
 
@@ -64,7 +66,7 @@ def bench(
 
     try:
         settings = Settings(
-            model=model,
+            model=model or ("vilt" if stack else "bert-base"),
             data=_existing(data, "data"),
             photos=_existing(photos, "photos"),
             images=images,
@@ -77,12 +79,17 @@ def bench(
             output=output,
             command=shlex.join(["vleff", *sys.argv[1:]]),
         )
-        results = run(settings, console)
+        if stack:
+            from vleff.bench import stack as stacking
+
+            complete = stacking.run(settings, console).complete
+        else:
+            complete = run(settings, console).complete
     except (ValueError, ImportError, OSError) as error:
         raise failure(error) from error
     except KeyboardInterrupt:  # before anything was measured
         raise typer.Exit(130) from None
-    if not results.complete:
+    if not complete:
         raise typer.Exit(130)
 
 

@@ -24,9 +24,14 @@ class EngineUnavailableError(Exception):
 
 
 def hidden_states(output: Any) -> HiddenStates:
-    """The last hidden states in a model's output: one tensor or, of a model with two streams, text and image."""
+    """The last hidden states in a model's output: one tensor or, of a model with two streams, text and image.
+
+    Of a model with a head its logits.
+    """
     if isinstance(output, tuple):
         return output
+    if "logits" in output:
+        return (output.logits,)
     if "text_features" in output:
         return output.text_features, output.image_features
     if "text_model_output" in output:

@@ -11,16 +11,16 @@ from rich.table import Table
 from rich.tree import Tree
 
 from vleff.bench.matching import Match
-from vleff.bench.results import BASELINE, OURS, Cell, Results
+from vleff.bench.results import BASELINE, OURS, Cell, Results, Stored
 from vleff.bench.timing import Comparison
 from vleff.bench.tune import Measurement
 from vleff.bench.tune_masked import SparseMeasurement
 from vleff.models.report import CALLS_AS_BEFORE, Report
 
-_DENSE_COLOR, _OURS_COLOR = "#8d99ae", "#d1495b"
+DENSE_COLOR, OURS_COLOR = "#8d99ae", "#d1495b"
 
 
-def print_header(results: Results, console: Console) -> None:
+def print_header(results: Stored, console: Console) -> None:
     """Says what is measured, on what."""
     machine = results.machine
     for line in (
@@ -66,13 +66,13 @@ def draw_figure(results: Results, path: Path) -> None:
     labels = [f"{cell.dtype}\nbatch {cell.batch}" for cell in cells]
     places = range(len(cells))
     figure, (times, speedups) = pyplot.subplots(1, 2, figsize=(4 + 1.4 * len(cells), 4), layout="constrained")
-    for engine, color, shift in ((BASELINE, _DENSE_COLOR, -0.2), (OURS, _OURS_COLOR, 0.2)):
+    for engine, color, shift in ((BASELINE, DENSE_COLOR, -0.2), (OURS, OURS_COLOR, 0.2)):
         heights = [cell.milliseconds(engine) for cell in cells]
         times.bar([place + shift for place in places], heights, 0.4, color=color, label=engine)
     times.set(yscale="log", ylabel="milliseconds a batch")
     times.legend(frameon=False)
     comparisons = [cell.speedup() for cell in cells]
-    speedups.bar(places, [c.speedup for c in comparisons], 0.6, color=_OURS_COLOR)
+    speedups.bar(places, [c.speedup for c in comparisons], 0.6, color=OURS_COLOR)
     speedups.errorbar(
         places,
         [c.speedup for c in comparisons],
@@ -174,8 +174,8 @@ def _main_table(cells: list[Cell]) -> Table:
             cell.dtype,
             str(cell.batch),
             f"{cell.mean_length:.0f}/{cell.padded_length:.0f}",
-            _milliseconds(cell.milliseconds(BASELINE)),
-            _milliseconds(cell.milliseconds(OURS)),
+            milliseconds(cell.milliseconds(BASELINE)),
+            milliseconds(cell.milliseconds(OURS)),
             f"[bold]{comparison.speedup:.2f}×[/]",  # noqa: RUF001  the multiplication sign
             interval(comparison),
             str(cell.rounds),
@@ -197,7 +197,7 @@ def _other_engines(cells: list[Cell]) -> Table:
                     cell.dtype,
                     str(cell.batch),
                     engine,
-                    _milliseconds(cell.milliseconds(engine)),
+                    milliseconds(cell.milliseconds(engine)),
                     f"[bold]{comparison.speedup:.2f}×[/]",  # noqa: RUF001  the multiplication sign
                     interval(comparison),
                     _tick(cell.matches.get(engine)),
@@ -213,7 +213,7 @@ def _table(*headers: str) -> Table:
     return table
 
 
-def _milliseconds(value: float) -> str:
+def milliseconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

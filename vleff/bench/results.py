@@ -6,7 +6,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -122,6 +122,18 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
+class Stored(Protocol):
+    """What a `ResultFile` holds; attributes as of `Results`."""
+
+    model: str
+    weights: str
+    samples: str
+    date: str
+    machine: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
 class ResultFile:
     """A JSON file of its own for one run: it never replaces an earlier run's, and is whole at any moment.
 
@@ -133,7 +145,7 @@ class ResultFile:
         OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, results: Results) -> None:
+    def __init__(self, folder: Path, results: Stored) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(results.model).resolve().name)
         stem = f"{model}-{results.date[:19].replace(':', '')}"
@@ -149,7 +161,7 @@ class ResultFile:
             self._part.unlink()
         raise FileExistsError(f"{folder}: no free file name for {stem}")
 
-    def write(self, results: Results) -> None:
+    def write(self, results: Stored) -> None:
         """Replaces the content in one step."""
         self._part.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
         os.replace(self._part, self.path)

@@ -6,7 +6,7 @@ power that makes the batch's FLOP ratio the wanted one; in each layer it keeps a
 ones they are is chance.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,35 @@ def overrule(model: nn.Module, runs: Sequence[smarttrim.RunRecord]) -> None:
         trimmers.__class__ = _OverruledTrimmers
         found: Any = trimmers
         found.planned = _planned(next(run for run in runs if run.module == trimmers.module))
+
+
+def follow(
+    model: nn.Module, runs: Sequence[smarttrim.RunRecord], shares: Shares, outputs: Callable[[], Sequence[Tensor]]
+) -> float:
+    """From now on the model keeps these shares of the batch whose runs kept everything.
+
+    Args:
+        outputs: what the model makes of that batch.
+
+    Returns:
+        the FLOP ratio of layers and trimmers.
+
+    Raises:
+        ValueError: the outputs differ from those of the same model that computes all tokens and hides them.
+    """
+    decide(runs, shares)
+    with smarttrim.repeated(model, runs), smarttrim.running(model, "masked"):
+        expected = outputs()
+    overrule(model, runs)
+    with smarttrim.recorded(model) as made:
+        actual = outputs()
+    tolerance = 1e-5 if expected[0].dtype == torch.float32 else 0.05
+    for ours, wanted in zip(actual, expected, strict=True):
+        there = (ours != 0).any(-1)
+        difference = float((ours - wanted)[there].abs().max() / wanted.abs().max())
+        if not difference <= tolerance:
+            raise ValueError(f"outputs differ: gathered from masked by {difference:.1e}")
+    return smarttrim.kept_by(model, made).flop_ratio
 
 
 Key = tuple[str, int]  # stream and layer
