@@ -1,6 +1,9 @@
 """Generators for tests, at module level so that other processes can load them, and helpers for jobs."""
 
+import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +37,22 @@ class Negator:
             [Candidate(f"{source.question}, not {number}", -number / 3) for number in range(count)]
             for source in sources
         ]
+
+
+class Mortal(Negator):
+    """As above; one of the processes that use it is killed, the first that was asked for `before` questions."""
+
+    def __init__(self, grave: Path, before: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.grave, self.before, self.asked = grave, before, 0
+
+    def generate(self, sources: Sequence[GenerationSource], *, count: int = 1) -> list[list[Candidate]]:
+        self.asked += len(sources)
+        if self.asked >= self.before:
+            with contextlib.suppress(FileExistsError):
+                self.grave.touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().generate(sources, count=count)
 
 
 def negator(**options: Any) -> GeneratorRecipe:

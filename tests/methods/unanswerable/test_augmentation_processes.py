@@ -10,10 +10,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from methods.unanswerable.own_generators import negator, run
+from methods.unanswerable.own_generators import Mortal, negator, run
 from methods.unanswerable.test_result_shards import killed_after
 from reading.excerpt import EXCERPT, make_tokenizer, small_reader
 
@@ -23,7 +24,7 @@ from vleff.unanswerable import augmentation
 from vleff.unanswerable.augmentation import AugmentationJob
 from vleff.unanswerable.augmentation_processes import default_workers
 from vleff.unanswerable.augmenting import AugmentationSettings
-from vleff.unanswerable.generators import generator_recipe
+from vleff.unanswerable.generators import GeneratorRecipe, generator_recipe
 from vleff.unanswerable.ray_augmentation import augment_with_ray
 from vleff.unanswerable.result_shards import read_numbers
 
@@ -147,7 +148,7 @@ def test_an_error_in_a_worker_is_an_error_here(tmp_path: Path) -> None:
 
 SLOW_JOB = """
 import sys
-from methods.unanswerable.own_generators import negator, run
+from methods.unanswerable.own_generators import Mortal, negator, run
 from pathlib import Path
 from vleff.unanswerable import augmentation
 
@@ -270,6 +271,26 @@ def test_several_machines_by_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "job/augmented.json").read_bytes() == (tmp_path / "whole/augmented.json").read_bytes()
     assert set(calls(log).values()) == {1}
     assert augment_with_ray(EXCERPT, tmp_path / "job", recipe, settings, pytest.fail) == made  # without Ray: complete
+
+
+def test_a_ray_worker_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is replaced; the other one and its successor lose nothing, and do nothing twice that was committed."""
+    ray = pytest.importorskip("ray", reason="Ray is optional")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    grave, log = tmp_path / "grave", tmp_path / "log"
+    recipe = GeneratorRecipe("negator", "1", partial(Mortal, grave=grave, before=40, log=log, seconds=0.01))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": path_variable()})
+    try:
+        settings = AugmentationSettings(batch=3)
+        made = augment_with_ray(EXCERPT, tmp_path / "job", recipe, settings, pytest.fail, actors=2)
+    finally:
+        ray.shutdown()
+    assert grave.exists()
+    assert made == run(EXCERPT, tmp_path / "whole")
+    assert (tmp_path / "job/augmented.json").read_bytes() == (tmp_path / "whole/augmented.json").read_bytes()
+    assert (tmp_path / "job/report.json").read_bytes() == (tmp_path / "whole/report.json").read_bytes()
+    again = sum(calls(log).values()) - len(calls(log))
+    assert 0 < again <= 40
 
 
 def path_variable() -> dict[str, str]:
