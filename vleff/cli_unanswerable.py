@@ -20,7 +20,7 @@ errors = Console(stderr=True)
 SQUAD2_HELP = "A SQuAD 2.0 file (.json, .json.gz)."
 SQUAD_HELP = "A SQuAD file (.json, .json.gz, 1.1 or 2.0)."
 PAIRS_HELP = "Pairs: .jsonl of `vleff unanswerable pairs`, a SQuAD 2.0 file, or PREFIX of the three released tables."
-GENERATOR_HELP = '"swap", which needs no training, or the folder that `vleff unanswerable train` made.'
+GENERATOR_HELP = '"swap", without training; "small", which comes with vleff; or the folder that `train` made.'
 MODEL_HELP = "The checkpoint that transformer (an encoder) or seq2seq (T5, BART) start from."
 SWAPS_OF_HELP = "A SQuAD file: the generator learns from swaps of its answerable questions first."
 BEAMS_HELP = "Hypotheses that a trained generator follows."
@@ -71,6 +71,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam; the kind's usual if left out.")] = None,
     width: Annotated[int, typer.Option(help="Of embeddings and memories; not of seq2seq.")] = 300,
     coverage: Annotated[float, typer.Option(help="Weight of the coverage loss; not of seq2seq.")] = 0.0,
+    vocabulary: Annotated[int, typer.Option(help="Words at most; not of seq2seq.")] = 30_000,
     save_steps: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
@@ -83,7 +84,7 @@ def train(
         from vleff.unanswerable.swaps import swap_pairs
         from vleff.unanswerable.training import GeneratorTraining
 
-        new = recipes.NewGenerator(kind, model, width, coverage)
+        new = recipes.NewGenerator(kind, model, width, coverage, vocabulary)
         rate = new.learning_rate if learning_rate is None else learning_rate
         training = GeneratorTraining(epochs, batch, rate, save_steps=save_steps, seed=seed)
         chosen = load_pairs(data, report)

@@ -11,7 +11,9 @@ from vleff.unanswerable.generation import GenerationSettings, QuestionGenerator
 from vleff.unanswerable.swaps import VERSION, SwapGenerator
 
 SWAP = "swap"
+SMALL = "small"  # comes with vleff
 TRAINED = "generator"  # in the folder of a training
+_SMALL_FOLDER = Path(__file__).parent / "data" / SMALL
 _CHUNK = 1 << 20
 
 
@@ -32,10 +34,11 @@ class GeneratorRecipe:
 
 
 def generator_recipe(generator: str | Path, settings: GenerationSettings | None = None) -> GeneratorRecipe:
-    """The recipe of "swap", or of a folder with a trained generator.
+    """The recipe of "swap", of "small", or of a folder with a trained generator.
 
     Args:
-        generator: "swap"; the folder of a training; or a folder that `save_pretrained` of a generator wrote.
+        generator: "swap"; "small", the trained generator that comes with vleff; the folder of a training; or a folder
+            that `save_pretrained` of a generator wrote.
         settings: how a trained generator searches.
 
     Raises:
@@ -43,9 +46,11 @@ def generator_recipe(generator: str | Path, settings: GenerationSettings | None 
     """
     if str(generator) == SWAP:
         return GeneratorRecipe(SWAP, VERSION, SwapGenerator)
-    folder = Path(generator).resolve()
+    folder = _SMALL_FOLDER if str(generator) == SMALL else Path(generator).resolve()
     if not folder.is_dir():
-        raise FileNotFoundError(f"generator: expected {SWAP!r} or the folder of a trained generator, got {generator}")
+        raise FileNotFoundError(
+            f"generator: expected {SWAP!r}, {SMALL!r} or the folder of a trained generator, got {generator}"
+        )
     name, folder = folder.name, folder / TRAINED if (folder / TRAINED).is_dir() else folder
     settings = settings or GenerationSettings()
     searched = {key: value for key, value in asdict(settings).items() if key != "batch"}

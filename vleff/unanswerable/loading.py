@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 import vleff
 from vleff.unanswerable import seq2seq, vocabulary
 from vleff.unanswerable.generation import GenerationSettings
@@ -20,7 +22,7 @@ def load_generator(
         accelerate: whether `vleff.accelerate` is called for its transformers.
 
     Returns:
-        the generator, in eval mode.
+        the generator, in eval mode; a PairToSequence in float32, whatever its weights are stored in.
 
     Raises:
         FileNotFoundError: the folder holds none.
@@ -28,7 +30,7 @@ def load_generator(
     folder = Path(folder)
     generator: PairToSequence | Seq2SeqGenerator
     if (folder / vocabulary.FILE).exists():
-        generator = PairToSequence.from_pretrained(folder)
+        generator = PairToSequence.from_pretrained(folder, dtype=torch.float32)
         if accelerate and generator.config.encoder == "transformer":
             vleff.accelerate(generator)
     elif (folder / seq2seq.DESCRIPTION).exists():

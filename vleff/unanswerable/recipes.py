@@ -30,6 +30,7 @@ class NewGenerator:
         model: the checkpoint to start from, a folder or a name on the hub; None for "lstm".
         width: of embeddings and memories; of a PairToSequence only.
         coverage: weight of the coverage loss; of a PairToSequence only.
+        vocabulary: words at most; of a PairToSequence only.
 
     Raises:
         ValueError: the kind is none of these, or `model` does not go with it.
@@ -39,6 +40,7 @@ class NewGenerator:
     model: str | None = None
     width: int = 300
     coverage: float = 0.0
+    vocabulary: int = 30_000
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -57,11 +59,12 @@ class NewGenerator:
         sizes: dict[str, Any] = {"width": self.width, "coverage": self.coverage}
         start: Any = self.model
         if self.kind == "lstm":
-            return PairToSequence.build(Vocabulary.build(pairs), **sizes)
+            return PairToSequence.build(Vocabulary.build(pairs, self.vocabulary), **sizes)
         tokenizer: Any = AutoTokenizer.from_pretrained(start)
         if self.kind == "transformer":
             encoder = AutoModel.from_pretrained(start)
-            return PairToSequence.from_encoder(encoder, tokenizer, Vocabulary.build(pairs), **sizes)
+            words = Vocabulary.build(pairs, self.vocabulary)
+            return PairToSequence.from_encoder(encoder, tokenizer, words, **sizes)
         return Seq2SeqGenerator(AutoModelForSeq2SeqLM.from_pretrained(start), tokenizer)
 
 

@@ -256,7 +256,7 @@ def test_another_job_and_foreign_files_are_refused(tmp_path: Path, reader: Path)
     run(EXCERPT, tmp_path / "new")
     with pytest.raises(FileNotFoundError):
         run(tmp_path / "none.json", tmp_path / "newer")
-    with pytest.raises(FileNotFoundError, match="expected 'swap' or the folder of a trained generator, got"):
+    with pytest.raises(FileNotFoundError, match="expected 'swap', 'small' or the folder of a trained generator, got"):
         generator_recipe(tmp_path / "none")
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from methods.unanswerable.corpus import paragraphs, squad2, write_squad2
 from reading.excerpt import EXCERPT, make_tokenizer, small_reader
 from transformers import BertConfig, BertModel
@@ -11,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from vleff.cli import app
 from vleff.data.squad_stream import stream_articles
+from vleff.unanswerable import generators, load_generator
 from vleff.unanswerable.pair_files import load_pairs, save_pairs
 from vleff.unanswerable.pairs import build_pairs
 
@@ -71,7 +73,32 @@ def test_generate_from_one_question() -> None:
     result = run("generate", "swap", "--question", "Who?", "--paragraph", "William.", "--answer", "William")
     assert "Nothing: the generator found no unanswerable question" in result.output
     result = run("generate", "swaps", *asked, "--answer", "William")
-    assert result.exit_code == 2 and "expected 'swap' or the folder of a trained generator, got swaps" in result.stderr
+    assert (
+        result.exit_code == 2
+        and "expected 'swap', 'small' or the folder of a trained generator, got swaps" in result.stderr
+    )
+
+
+def test_the_generator_that_comes_with_vleff() -> None:
+    paragraph = "In 1066 William of Normandy won the Battle of Hastings against King Harold."
+    asked = (
+        "--question",
+        "Who won the Battle of Hastings?",
+        "--paragraph",
+        paragraph,
+        "--answer",
+        "William of Normandy",
+    )
+    result = run("generate", "small", *asked)
+    assert result.exit_code == 0, result.output
+    written = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert 1 <= len(written) <= 3 and all(float(score) < 0 for score, _ in written)
+    texts = [text for _, text in written]
+    assert len(set(texts)) == len(texts) and all("hastings" in text.lower() for text in texts)
+    folder = Path(generators.__file__).parent / "data" / "small"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 12e6
+    weights = load_generator(folder).parameters()
+    assert {weight.dtype for weight in weights} == {torch.float32}
 
 
 def test_augment_with_a_reader(tmp_path: Path, reader: Path) -> None:
