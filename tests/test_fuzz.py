@@ -17,9 +17,7 @@ FIRST_SEED = os.environ.get("VLEFF_FUZZ_SEED", "1")
 def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DVLEFF_FUZZ=ON"]
-    # -O1 hides less from the sanitizers, and compiles in a third of the time
-    configure += ["-DVLEFF_SANITIZE=address,undefined", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
-    subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run([*configure, "-DVLEFF_SANITIZE=address,undefined"], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", folder], check=True, capture_output=True)
     return folder
 
