@@ -162,7 +162,9 @@ def _mismatches(tests: Path) -> list[dict[str, str]] | None:
         failure = case.find("failure")
         if failure is None:
             continue
-        message = failure.get("message", "").splitlines()[0].removeprefix("AssertionError: ")
+        message = (
+            failure.get("message", "").splitlines()[0].removeprefix("AssertionError: ").removeprefix("ValueError: ")
+        )
         if not message.startswith("outputs differ"):
             return None
         found.append({"name": case.get("name", ""), "message": message})

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from vleff.bench.matching import Match
-from vleff.bench.results import BASELINE, OURS, Cell, Results, Stored
+from vleff.bench.results import BASELINE, OURS, Cell, Results, RunResults
 from vleff.bench.timing import Comparison
 from vleff.bench.tune import Measurement
 from vleff.bench.tune_masked import SparseMeasurement
@@ -20,7 +20,7 @@ from vleff.models.report import CALLS_AS_BEFORE, Report
 DENSE_COLOR, OURS_COLOR = "#8d99ae", "#d1495b"
 
 
-def print_header(results: Stored, console: Console) -> None:
+def print_header(results: RunResults[Any], console: Console) -> None:
     """Says what is measured, on what."""
     machine = results.machine
     for line in (

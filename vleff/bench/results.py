@@ -6,7 +6,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 import torch
 import transformers
@@ -17,6 +17,8 @@ from vleff.machine import gpu, processor
 
 BASELINE = "dense"
 OURS = "vleff"
+
+AnyCell = TypeVar("AnyCell")
 
 
 @dataclass
@@ -68,8 +70,8 @@ class Cell:
 
 
 @dataclass
-class Results:
-    """All that a run measured.
+class RunResults(Generic[AnyCell]):
+    """All that a run measured, whatever its cells are.
 
     Attributes:
         model, weights, samples: what ran, in words.
@@ -87,9 +89,18 @@ class Results:
     command: str
     date: str
     machine: dict[str, Any]
-    cells: list[Cell] = field(default_factory=list)
+    cells: list[AnyCell] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
     complete: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a `ResultFile`."""
+        return asdict(self)
+
+
+@dataclass
+class Results(RunResults[Cell]):
+    """Of `vleff bench`."""
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the derived numbers beside the times."""
@@ -122,18 +133,6 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-class Stored(Protocol):
-    """What a `ResultFile` holds; attributes as of `Results`."""
-
-    model: str
-    weights: str
-    samples: str
-    date: str
-    machine: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]: ...
-
-
 class ResultFile:
     """A JSON file of its own for one run: it never replaces an earlier run's, and is whole at any moment.
 
@@ -145,7 +144,7 @@ class ResultFile:
         OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, results: Stored) -> None:
+    def __init__(self, folder: Path, results: RunResults[Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(results.model).resolve().name)
         stem = f"{model}-{results.date[:19].replace(':', '')}"
@@ -161,7 +160,7 @@ class ResultFile:
             self._part.unlink()
         raise FileExistsError(f"{folder}: no free file name for {stem}")
 
-    def write(self, results: Stored) -> None:
+    def write(self, results: RunResults[Any]) -> None:
         """Replaces the content in one step."""
         self._part.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
         os.replace(self._part, self.path)

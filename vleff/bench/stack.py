@@ -45,7 +45,7 @@ def combined(fusion: ViltForQuestionAnswering, methods: tuple[str, ...], inputs:
     """A copy of a model with some of the methods, and a batch for it.
 
     With "DiDE" the photos' representations are computed here, as they are once for a gallery. Which weights a lottery
-    subnetwork keeps, and what is trimmed, is chance (`trimming_plans`): neither costs another time than a choice.
+    subnetwork keeps, and what is trimmed, is chance (`trimming_plans`).
 
     Raises:
         ValueError: its logits differ from those of plain torch on the same weights, or, with trimmers, from those of

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
+from vleff.bench.results import RunResults
 from vleff.bench.timing import Comparison, compare
 
 FLOP_RATIO = 0.45  # that trimmers leave of layers and trimmers
@@ -45,22 +46,12 @@ class StackCell:
 
 
 @dataclass
-class StackResults:
-    """All that a run measured; attributes as of `vleff.bench.results.Results`."""
-
-    model: str
-    weights: str
-    samples: str
-    command: str
-    date: str
-    machine: dict[str, Any]
-    cells: list[StackCell] = field(default_factory=list)
-    unavailable: dict[str, str] = field(default_factory=dict)
-    complete: bool = False
+class StackResults(RunResults[StackCell]):
+    """Of `vleff bench --stack`."""
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the speedups over eager fp32 beside the times."""
-        content = asdict(self) | {"flop_ratio_wanted": FLOP_RATIO, "zeros": ZEROS}
+        content = super().as_json() | {"flop_ratio_wanted": FLOP_RATIO, "zeros": ZEROS}
         for stored, cell in zip(content["cells"], self.cells, strict=True):
             if cell.rounds:
                 stored["speedup"] = {name: asdict(cell.speedup(name)) for name in cell.times if name != REFERENCE}

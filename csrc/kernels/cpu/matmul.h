@@ -94,7 +94,7 @@ int64_t multiply(LeftOperand left, Panels right, Result result, int64_t rows, in
 }
 
 // Words of depth of one product, at most: a panel's slice stays in the first-level cache, and sums are short
-// enough to round no worse than MKL's, which run in several parts.
+// enough to stay within twice the error of MKL's, which run in several parts.
 constexpr int64_t most_depth = 96;
 
 // Calls body(first, count) for even pieces of the words of depth [first, first + depth), each at most

@@ -148,7 +148,7 @@ def test_an_error_in_a_worker_is_an_error_here(tmp_path: Path) -> None:
 
 SLOW_JOB = """
 import sys
-from methods.unanswerable.own_generators import Mortal, negator, run
+from methods.unanswerable.own_generators import negator, run
 from pathlib import Path
 from vleff.unanswerable import augmentation
 

@@ -73,10 +73,8 @@ def test_generate_from_one_question() -> None:
     result = run("generate", "swap", "--question", "Who?", "--paragraph", "William.", "--answer", "William")
     assert "Nothing: the generator found no unanswerable question" in result.output
     result = run("generate", "swaps", *asked, "--answer", "William")
-    assert (
-        result.exit_code == 2
-        and "expected 'swap', 'small' or the folder of a trained generator, got swaps" in result.stderr
-    )
+    expected = "expected 'swap', 'small' or the folder of a trained generator, got swaps"
+    assert result.exit_code == 2 and expected in result.stderr
 
 
 def test_the_generator_that_comes_with_vleff() -> None:
