@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from study_units import interval
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import vleff
@@ -214,13 +215,6 @@ def comparison(results: Path) -> str:
     for name, gains in sorted(differences.items()):
         lines.append(f"| {name} | {len(gains)} | {np.mean(gains):.1f} | {min(gains):.1f} | {max(gains):.1f} |")
     return "\n".join(lines)
-
-
-def interval(values: np.ndarray) -> str:
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values))
-    if t is None:
-        return f"{values.mean():.1f}"
-    return f"{values.mean():.1f} ± {t * values.std(ddof=1) / math.sqrt(len(values)):.1f}"
 
 
 if __name__ == "__main__":

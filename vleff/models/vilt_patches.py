@@ -58,12 +58,12 @@ def _draw_patches(patch_mask: Tensor, max_patches: int) -> Tensor:
     Returns:
         int64 [batch, patches], patches = the most that an image has, padding drawn where it has fewer.
     """
-    resolution = patch_mask[:, :, 0].sum(1) * patch_mask[:, 0].sum(1)
-    patches = int(resolution.max())
+    mask = patch_mask.cpu()  # at once: the number of each image's patches decides what is drawn
+    patches = int((mask[:, :, 0].sum(1) * mask[:, 0].sum(1)).max())
     if max_patches >= 0:
         patches = min(patches, max_patches)
     drawn = []
-    for image in patch_mask.flatten(1):
+    for image in mask.flatten(1):
         valid, padding = (image != 0).nonzero()[:, 0], (image == 0).nonzero()[:, 0]
         missing = patches - len(valid)
         if missing <= 0:
@@ -71,7 +71,7 @@ def _draw_patches(patch_mask: Tensor, max_patches: int) -> Tensor:
         else:
             chosen = torch.multinomial(torch.ones(len(padding)), missing, replacement=True)
             drawn.append(torch.cat([valid, padding[chosen]]))
-    return torch.stack(drawn)
+    return torch.stack(drawn).to(patch_mask.device)
 
 
 @_draw_patches.register_fake

@@ -83,6 +83,7 @@ def train_trimmed(
     predictions: Predictions | None = None,
     bfloat16: bool = False,
     quiet: bool = False,
+    workers: int = 0,
 ) -> PreTrainedModel:
     """Trains model and trimmers with transformers' Trainer: AdamW, gradients clipped at norm 1.
 
@@ -95,6 +96,7 @@ def train_trimmed(
         task_loss, predictions: of `training_loss`.
         bfloat16: matrix products are computed in bfloat16 (autocast), as fast again where the processor has it.
         quiet: without a progress bar.
+        workers: processes that make batches; with 0 the training process does.
 
     Returns:
         `model` itself, trained, in eval mode.
@@ -120,6 +122,7 @@ def train_trimmed(
         bf16=bfloat16,
         seed=training.seed,
         disable_tqdm=quiet,
+        dataloader_num_workers=workers,
         use_cpu=not torch.cuda.is_available(),
     )
     trainer = _AnsweringTrainer(
@@ -183,7 +186,8 @@ def answer(
         with torch.inference_mode(), running(model, mode) if attached else nullcontext():
             for first in track(range(0, len(questions), batch), "answering", transient=True, disable=quiet):
                 numbers = range(first, min(first + batch, len(questions)))
-                inputs = dict(collate([questions[number] for number in numbers]))
+                batch_inputs = collate([questions[number] for number in numbers])
+                inputs = {name: value.to(model.device) for name, value in batch_inputs.items()}
                 labels = inputs.pop("labels")
                 run: list[RunRecord] = []
                 with ExitStack() as stack:

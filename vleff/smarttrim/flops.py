@@ -25,7 +25,7 @@ def kept_multiply_adds(run: RunRecord, trimmers: Trimmers) -> Tensor:
     Args:
         trimmers: those that made the run.
     """
-    total = torch.zeros(run.batch_size)
+    total = _zeros(run)
     for record in run.layers:
         spec = run.spec(record.stream)
         layer, queries = spec.layers[record.layer], record.kept_tokens()
@@ -43,7 +43,7 @@ def kept_multiply_adds(run: RunRecord, trimmers: Trimmers) -> Tensor:
 
 def full_multiply_adds(run: RunRecord) -> Tensor:
     """float32 [batch], multiply-adds of the layers of a run had nothing been dropped, without trimmers."""
-    total = torch.zeros(run.batch_size)
+    total = _zeros(run)
     for record in run.layers:
         spec, queries = run.spec(record.stream), run.initial_tokens(record.stream)
         layer = spec.layers[record.layer]
@@ -52,6 +52,10 @@ def full_multiply_adds(run: RunRecord) -> Tensor:
             keys = run.initial_tokens(block.memory)
             total = total + block_multiply_adds(block, spec.width, queries, keys, float(block.heads))
     return total
+
+
+def _zeros(run: RunRecord) -> Tensor:
+    return torch.zeros(run.batch_size, device=next(iter(run.initial.values())).device)
 
 
 def _memory_tokens(run: RunRecord, block: BlockSpec, layer: int) -> Tensor:

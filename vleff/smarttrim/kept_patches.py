@@ -44,10 +44,10 @@ class KeptWatcher:
     def add(self, first: int, inputs: Mapping[str, Tensor], runs: Sequence[RunRecord]) -> None:
         """Takes the run that these inputs made last."""
         (run,) = runs
-        places, text = self.places[-1], inputs["attention_mask"].bool()
+        places, text = self.places[-1].cpu(), inputs["attention_mask"].bool().cpu()
         length = text.shape[1]
-        kept = torch.stack([record.kept() for record in run.layers], 1)  # [batch, layers, tokens]
-        heads = torch.stack([_heads(run, number) for number in range(len(run.layers))], 1)
+        kept = torch.stack([record.kept() for record in run.layers], 1).cpu()  # [batch, layers, tokens]
+        heads = torch.stack([_heads(run, number).cpu() for number in range(len(run.layers))], 1)
         for row, (rows, columns) in enumerate(_rows_and_columns(inputs["pixel_mask"], self.patch_size)):
             count = min(rows * columns, places.shape[1])  # drawn first; padding comes after them
             patches = torch.zeros(kept.shape[1], rows, columns, dtype=torch.bool)

@@ -136,5 +136,5 @@ def head_share(runs: list[RunRecord]) -> Tensor:
         for record in run.layers:
             for block in run.spec(record.stream).layers[record.layer].blocks:
                 kept = record.heads.get(block.name)
-                shares.append(torch.ones(()) if kept is None else kept.float().mean().cpu())
-    return torch.stack(shares).mean()
+                shares.append(torch.ones(()) if kept is None else kept.float().mean())
+    return torch.stack([share.to(shares[-1].device) for share in shares]).mean()

@@ -79,6 +79,13 @@ def file_digest(path: Path) -> str:
 
 
 def _load_trained(folder: Path, settings: GenerationSettings) -> QuestionGenerator:
-    from vleff.unanswerable.loading import load_generator  # loads torch and transformers
+    """In the GPU's memory, if there is one."""
+    import torch
 
-    return load_generator(folder, settings)
+    from vleff.unanswerable.loading import load_generator  # loads torch and transformers
+    from vleff.unanswerable.model import PairToSequence
+
+    generator = load_generator(folder, settings)
+    model: torch.nn.Module = generator if isinstance(generator, PairToSequence) else generator.model
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return generator

