@@ -118,12 +118,14 @@ def main() -> None:
 
 def study(emoji: Emoji, work: Path, results: Path) -> None:
     units = Units(results, work)
-    for seed in SEEDS:
-        folder = work / f"emoji-fusion-encoder-{seed}"
-        units.once(f"emoji-fusion-encoder-{seed}", partial(measure_fusion, emoji, folder, seed), wait=True)
+    teachers = {seed: f"emoji-fusion-encoder-{seed}" for seed in SEEDS}
+    for seed, name in teachers.items():
+        units.once(name, partial(measure_fusion, emoji, work / name, seed))
+    for seed, teacher in teachers.items():
+        units.once(teacher, partial(measure_fusion, emoji, work / teacher, seed), wait=True)
         for arm in ARMS:
             name = f"emoji-{arm.replace(' ', '-')}-{seed}"
-            units.once(name, partial(measure_dual, emoji, folder, arm, work / name, seed))
+            units.once(name, partial(measure_dual, emoji, work / teacher, arm, work / name, seed))
 
 
 def measure_fusion(emoji: Emoji, folder: Path, seed: int) -> dict[str, Any]:
@@ -146,15 +148,15 @@ def found_by(scores: Tensor) -> dict[str, float]:
 def read_emoji(data: Path, text_model: Path, work: Path) -> Emoji:
     """Computes the states of the frozen encoders once."""
     path = work / "emoji.safetensors"
-    if not path.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        lines = (data / "emoji/text.jsonl").read_text(encoding="utf-8").splitlines()
-        concepts = [json.loads(line) for line in lines]
-        states, masks = text_states(text_model, concepts)
-        content = {"texts": states, "masks": masks}
-        for vendor in (TRAINED_VENDOR, TESTED_VENDOR):
-            content[vendor] = image_states(data / "vision/vit_s14_112", data / f"emoji/{vendor}.tar", concepts)
-        replace_file(path, lambda part: save_file(content, part))
+    with Units(work, work).claimed("states", wait=True):
+        if not path.exists():
+            lines = (data / "emoji/text.jsonl").read_text(encoding="utf-8").splitlines()
+            concepts = [json.loads(line) for line in lines]
+            states, masks = text_states(text_model, concepts)
+            drawings = {vendor: data / f"emoji/{vendor}.tar" for vendor in (TRAINED_VENDOR, TESTED_VENDOR)}
+            vision = data / "vision/vit_s14_112"
+            images = {vendor: image_states(vision, drawings[vendor], concepts) for vendor in drawings}
+            replace_file(path, lambda part: save_file({"texts": states, "masks": masks, **images}, part))
     content = load_file(path)
     images = {vendor: content[vendor].float() for vendor in (TRAINED_VENDOR, TESTED_VENDOR)}
     order = torch.randperm(len(content["texts"]), generator=torch.Generator().manual_seed(0))

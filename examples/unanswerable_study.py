@@ -118,9 +118,13 @@ class Study:
 
     def run(self) -> None:
         """Runs the units whose results are missing."""
+        self.units.once("generator", self.generator_scores)
+        if "generator" not in self.units:  # another process trains it
+            self.filter()
         self.units.once("generator", self.generator_scores, wait=True)
-        for arm in ARMS[1:]:
-            self.units.once(f"questions-{arm.replace(' ', '-')}", partial(self.questions, arm), wait=True)
+        for wait in (False, True):
+            for arm in ARMS[1:]:
+                self.units.once(f"questions-{arm.replace(' ', '-')}", partial(self.questions, arm), wait)
         for seed in self.plan.seeds:
             for arm in ARMS:
                 name = f"reader-{arm.replace(' ', '-')}-{seed}"

@@ -66,11 +66,13 @@ class GradualPruner:
         Args:
             number: of the step, from 1 on.
         """
+        weights = {name: layer.weight for name, layer in self._linears.items()}  # the model may have been moved
+        self._masks = {name: mask.to(weights[name].device) for name, mask in self._masks.items()}
         if self.config.prunes_after(number):
             self._prune(self.config.sparsity_at(number))
         with torch.no_grad():
-            for name, layer in self._linears.items():
-                layer.weight.mul_(self._masks[name])
+            for name, weight in weights.items():
+                weight.mul_(self._masks[name])
 
     def _prune(self, sparsity: float) -> None:
         weights = {name: layer.weight for name, layer in self._linears.items()}

@@ -106,7 +106,7 @@ def _bucket(keys: Iterable[Tensor], rank: int) -> tuple[int, int]:
     """The key of the element of that rank (from 1), keys below 2**16, and the number of elements with lower keys."""
     counts = torch.zeros(_HIGH_BITS, dtype=torch.int64)
     for key in keys:
-        counts += torch.bincount(key, minlength=_HIGH_BITS)
+        counts += torch.bincount(key, minlength=_HIGH_BITS).cpu()
     reached = counts.cumsum(0)
     found = int((reached < rank).sum())
     return found, int(reached[found - 1]) if found else 0

@@ -54,7 +54,7 @@ def test_all_units_the_latency_and_the_table(example: Any, tmp_path: Path, monke
     after = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     assert before.keys() == after.keys() and sum(before[path] != after[path] for path in before) == 1
 
-    monkeypatch.setattr(example, "measure_rounds", lambda run, budget: [dict.fromkeys(run, 1.0)] * 3)
+    monkeypatch.setattr(example, "measure_rounds", lambda run, budget: [dict.fromkeys(run, 1.0)] * 6)
     study.units.write("tile-latency", example.latency(study))
     lines = example.table(results).splitlines()
     assert sum(" | 2 | " in line and " ± " in line for line in lines) == 3
