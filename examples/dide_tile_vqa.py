@@ -48,7 +48,7 @@ ARMS = {
 class Plan:
     """How long students learn, and how fast; accuracies are of `tested` questions."""
 
-    steps: int = 4000
+    steps: int = 1500
     learning_rate: float = 3e-4
     batch: int = 64
     tested: int = 4000

@@ -63,11 +63,11 @@ class Plan:
     """How long models learn, and how fast: before there are trimmers, at first without seeing empty cells, and further
     with each arm, in mode `training` and, unless told otherwise, gathered; accuracies are of `tested` questions."""
 
-    steps: int = 6000
+    steps: int = 5000
     learning_rate: float = 3e-4
     schedule: str = "cosine"
     only_filled: float = 0.6
-    further_steps: int = 600
+    further_steps: int = 500
     further_learning_rate: float = 5e-5
     batch: int = 64
     tested: int = 4000

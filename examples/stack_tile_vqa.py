@@ -53,9 +53,9 @@ class Plan:
     trimmers are trained; without either as long as with both, as fast as with pruning. Accuracies are of `tested`
     questions."""
 
-    pruning_steps: int = 2000
+    pruning_steps: int = 1000
     pruning_rate: float = 3e-4
-    trimming_steps: int = 1000
+    trimming_steps: int = 500
     further_learning_rate: float = 1e-4
     batch: int = 64
     zeros: float = ZEROS
