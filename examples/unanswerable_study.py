@@ -78,7 +78,7 @@ class Plan:
     asked: int = 1000
     reading_steps: int = 600
     reading_rate: float = 1e-4
-    steps: int = 500
+    steps: int = 400
     rate: float = 5e-5
     batch: int = 16
     bf16: bool = True
