@@ -40,9 +40,10 @@ def combined_scores(
         factor = relative.clamp(config.least_head, config.most_head) ** config.strength
         for name in (attention.query, attention.key, attention.value):
             if name in scores:
-                scores[name] *= spread_heads(factor, scores[name].shape[0])[:, None]
+                scores[name] *= spread_heads(factor, scores[name].shape[0]).to(scores[name].device)[:, None]
         if attention.output in scores:
-            scores[attention.output] *= spread_heads(factor, scores[attention.output].shape[1])
+            score = scores[attention.output]
+            score *= spread_heads(factor, score.shape[1]).to(score.device)
     return scores
 
 
