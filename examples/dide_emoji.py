@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 from safetensors.torch import load_file, save_file
-from study_units import Units, interval
+from study_units import Units, device, interval
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -53,7 +53,7 @@ from vleff.training.checkpoints import replace_file
 from vleff.training.evaluating import evaluating
 
 SEEDS = (0, 1, 2)
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = device()
 TRAINED_VENDOR, TESTED_VENDOR = "google", "twitter"
 TESTED = 300  # concepts that no training saw
 WAYS_TO_SAY = 3  # texts of a concept: label, keywords, both

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from smarttrim_tile_vqa import ANSWERED, NEVER, ON_GPU, WORKERS
+from smarttrim_tile_vqa import ANSWERED, DEVICE, NEVER, WORKERS
 from study_units import Units, interval
 from torch import Tensor
 from torch.utils.data import SequentialSampler
@@ -80,8 +80,8 @@ class Study:
         return TileCollator(self.tokenizer)
 
     def fusion(self) -> ViltForQuestionAnswering:
-        model = ViltForQuestionAnswering.from_pretrained(self.teacher).eval()
-        return model.to("cuda" if ON_GPU else "cpu")
+        model: Any = ViltForQuestionAnswering.from_pretrained(self.teacher).eval()
+        return model.to(DEVICE)
 
     def accuracy(self, model: Any) -> float:
         return answer(vleff.accelerate(model), self.tested_on, self.collate, ANSWERED).accuracy
@@ -169,7 +169,7 @@ def student(study: Study, arm: str, seed: int) -> DualEncoder:
         training = folder / "training"
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(training)) if training.is_dir() else None)
         vleff.restore(model).save_pretrained(folder)
-    return DualEncoder.from_pretrained(folder).eval().to("cuda" if ON_GPU else "cpu")
+    return DualEncoder.from_pretrained(folder).eval().to(DEVICE)
 
 
 def collate_classes(collate: TileCollator, questions: Sequence[TileQuestion]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from study_units import Units
+from study_units import Units, device
 from tile_vqa_models import PATCHES, WithCells, demo_model, study_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -54,8 +54,8 @@ TIMED = 128  # questions
 ANSWERED = 64  # questions at a time
 HELD_OUT = 300  # questions of the demo
 NEVER = 10**7  # more questions than any training takes: each is new
-ON_GPU = torch.cuda.is_available()
-WORKERS = 2 if ON_GPU else 0  # processes that draw questions: on a GPU they take longer than a step
+DEVICE = device()
+WORKERS = 2 if DEVICE.type == "cuda" else 0  # processes that draw questions: on a GPU they take longer than a step
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def base(study: Study) -> dict[str, Any]:
         dataloader_num_workers=WORKERS,
         remove_unused_columns=False,
         report_to=[],
-        use_cpu=not ON_GPU,
+        use_cpu=DEVICE.type == "cpu",
     )
     trainer = InOrder(
         model,

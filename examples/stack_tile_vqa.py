@@ -26,7 +26,7 @@ from typing import Any
 import dide_tile_vqa
 import smarttrim_tile_vqa
 import torch
-from smarttrim_tile_vqa import ANSWERED, NEVER, ON_GPU, WORKERS, answer_loss, answer_predictions
+from smarttrim_tile_vqa import ANSWERED, DEVICE, NEVER, WORKERS, answer_loss, answer_predictions
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, ViltForQuestionAnswering
@@ -42,7 +42,6 @@ from vleff.smarttrim.answering import AnsweringTraining, answer, train_trimmed
 
 CONTROL = "accelerated"  # the combination of no methods
 TAUGHT = "soft labels and attention"
-DEVICE = "cuda" if ON_GPU else "cpu"
 SHARES = ("flop ratio", "zeros")
 Methods = tuple[str, ...]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vleff.training.checkpoints import replace_file
 
@@ -73,6 +74,14 @@ class Units:
 
     def _path(self, name: str) -> Path:
         return self.results / f"{name}.json"
+
+
+def device() -> torch.device:
+    """The GPU, where products of float32 are made in tf32 from now on, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda")
 
 
 def interval(values: Sequence[float] | np.ndarray) -> str:

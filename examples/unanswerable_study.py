@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from study_units import Units, interval
+from study_units import Units, device, interval
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import vleff
@@ -53,6 +53,7 @@ METRICS = {
     "answered_f1": "F1 of HasAns, none refused",
     "told_apart": "told apart",
 }
+DEVICE = device()
 FILTER_SEED = 100  # no other reader's
 
 
@@ -209,7 +210,7 @@ class Study:
         paragraphs = self.learnt if arm == "none" else read_squad(self.augmented(arm)[0])
         folder = self.tuned(name, paragraphs, seed)
         reader: Any = vleff.accelerate(AutoModelForQuestionAnswering.from_pretrained(folder).eval())
-        reader.to("cuda" if torch.cuda.is_available() else "cpu")
+        reader.to(DEVICE)
         examples = sample(span_examples(self.asked), self.plan.asked)
         read = read_questions(reader, self.tokenizer, examples, max_length=self.plan.length, stride=self.plan.stride)
         shutil.rmtree(folder)  # 90 MB

@@ -194,7 +194,8 @@ inline SliceSums slice_sums(const Slice<BFloat16>& slice, const FeatureTable<BFl
                         _mm512_slli_epi32(load_columns(slice.columns + next, second), 16));
     __m512i features = table.look_up(columns);
     features = _mm512_mask_and_epi32(features, _knot_mask16(second), features, low_words);
-    sums = _mm512_mask_dpbf16_ps(sums, first, (__m512bh)features, (__m512bh)values);
+    // not _mm512_mask_dpbf16_ps: GCC's, 12 for one, keeps only 8 bits of its mask
+    sums = _mm512_mask_mov_ps(sums, first, _mm512_dpbf16_ps(sums, (__m512bh)features, (__m512bh)values));
     element = next + __builtin_popcount(second);
   }
   return in_memory(sums);
