@@ -57,14 +57,15 @@ def encode_with_ray(
     known = set(store.ids())
     rows = [{"id": name, "item": str(item)} for name, item in items if name not in known]
     if rows:
-        appended = ray.data.from_items(rows).map_batches(
+        # no tasks besides the actors: they may hold all the processors that there are
+        appended = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch)).map_batches(
             _Encoder,
             fn_constructor_args=(str(model), str(folder), modality),
             batch_size=batch,
-            concurrency=actors,
+            compute=ray.data.ActorPoolStrategy(size=actors),
             **(resources or {}),
         )
-        appended.take_all()  # no tasks besides the actors: they may hold all the processors that there are
+        appended.take_all()
     return RepresentationStore(folder, version)
 
 

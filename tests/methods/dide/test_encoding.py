@@ -1,8 +1,12 @@
 """Encoding jobs: complete, resumable, by several processes, refused where the store is another model's."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +152,66 @@ def test_several_processes_by_torchrun(model: DualEncoder, pictures: Path, tmp_p
     assert np.array_equal(store[np.arange(12)], expected_rows(model, pictures, store.ids()).astype(np.float16))
 
 
-def test_several_machines_by_ray(model: DualEncoder, pictures: Path, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="Ray is optional")
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray of two processors, whose workers find vleff and are as nice as this process."""
+    found = pytest.importorskip("ray", reason="Ray is optional")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    variables = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OMP_NUM_THREADS": "1"}
+    found.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
+    yield found
+    found.shutdown()
+
+
+def test_several_machines_by_ray(ray: Any, model: DualEncoder, pictures: Path, tmp_path: Path) -> None:
     folder = saved(vleff.restore(model), tmp_path / "model")
     vleff.accelerate(model)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        items = image_files(pictures)
-        assert len(encode_with_ray(folder, items[:5], tmp_path / "store", batch=2)) == 5
-        store = encode_with_ray(folder, items, tmp_path / "store", batch=2, actors=2)  # on all processors
-    finally:
-        ray.shutdown()
+    items = image_files(pictures)
+    assert len(encode_with_ray(folder, items[:5], tmp_path / "store", batch=2)) == 5
+    store = encode_with_ray(folder, items, tmp_path / "store", batch=2, actors=2)  # on all processors
     assert sorted(store.ids()) == [name for name, _ in items]
     assert np.array_equal(store[np.arange(12)], expected_rows(model, pictures, store.ids()).astype(np.float16))
+
+
+def test_a_ray_worker_is_killed(ray: Any, model: DualEncoder, pictures: Path, tmp_path: Path) -> None:
+    """It is replaced; no row is lost or there twice."""
+    folder = saved(vleff.restore(model), tmp_path / "model")
+    version = preprocessor().version(vleff.accelerate(model), "image")
+    files = image_files(pictures)
+    items = [(f"{number:03d}", files[number % len(files)][1]) for number in range(400)]
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed and time.monotonic() < end:
+            time.sleep(0.02)
+            if (tmp_path / "store").exists() and len(RepresentationStore(tmp_path / "store", version)) > 20:
+                killed.append(encoding_worker())
+                os.kill(killed[0], signal.SIGKILL)
+
+    end = time.monotonic() + 100
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    store = encode_with_ray(folder, items, tmp_path / "store", batch=2, actors=2)
+    killer.join()
+    assert killed
+    assert sorted(store.ids()) == [name for name, _ in items]
+    assert len(store) == 400
+    rows = dict(zip(files, expected_rows(model, pictures, [name for name, _ in files]), strict=True))
+    paths = {path: row for (_, path), row in rows.items()}
+    expected = np.stack([paths[path] for _, path in (items[int(name)] for name in store.ids())])
+    assert np.array_equal(store[np.arange(400)], expected.astype(np.float16))
+
+
+def encoding_worker() -> int:
+    """The process number of an actor that encodes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:  # it has ended
+            continue
+        if command.startswith(b"ray::") and b"_Encoder" in command:
+            return int(path.parent.name)
+    raise AssertionError("no actor encodes")
 
 
 def test_without_ray_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
