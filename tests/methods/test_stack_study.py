@@ -1,41 +1,30 @@
 """The study of stacked methods from end to end, with small models and a few steps."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stack_tile_vqa as example
 import torch
 from data_vqa.small_clothes import write_small_clothes
+from tile_vqa_models import vilt_config
 from transformers import ViltForQuestionAnswering
 
 from vleff.bench.stack_results import FLOP_RATIO, subsets
 from vleff.data.tile_features import tile_tokenizer
 from vleff.dide import DualEncoder
 
-PATH = Path(__file__).parents[2] / "examples" / "stack_tile_vqa.py"
 SPEEDS = Path(__file__).parents[2] / "docs" / "results" / "stack.json"
 
 
-@pytest.fixture(scope="module")
-def example() -> Any:
-    sys.path.append(str(PATH.parent))
-    spec = importlib.util.spec_from_file_location("stack_tile_vqa", PATH)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def study(example: Any, tmp_path: Path) -> Any:
+def study(tmp_path: Path) -> Any:
     """With an untrained ViLT and a student that begins with its weights."""
     plan = example.Plan(pruning_steps=4, trimming_steps=2, batch=4, tested=20, save_steps=2, seeds=(0,))
     tokenizer, base, students = tile_tokenizer(), tmp_path / "base", tmp_path / "students"
     torch.manual_seed(0)
-    model = ViltForQuestionAnswering(sys.modules["tile_vqa_models"].vilt_config(32, 2, len(tokenizer), layers=2))
+    model = ViltForQuestionAnswering(vilt_config(32, 2, len(tokenizer), layers=2))
     model.save_pretrained(base)
     folders = write_small_clothes(tmp_path / "data"), tmp_path / "work", tmp_path / "results"
     made = example.Study(base, tokenizer, *folders, plan, students)
@@ -43,7 +32,7 @@ def study(example: Any, tmp_path: Path) -> Any:
     return made
 
 
-def test_all_units_the_table_and_the_figure(example: Any, study: Any, tmp_path: Path) -> None:
+def test_all_units_the_table_and_the_figure(study: Any, tmp_path: Path) -> None:
     example.run(study)
     files = {name: f"{name.replace(' + ', '-')}-0.json" for name in subsets()}
     assert {path.name for path in study.results.iterdir()} == set(files.values())
@@ -71,7 +60,7 @@ def test_all_units_the_table_and_the_figure(example: Any, study: Any, tmp_path: 
     assert (tmp_path / "stack.png").stat().st_size > 10_000
 
 
-def test_a_missing_student_is_told(example: Any, study: Any) -> None:
+def test_a_missing_student_is_told(study: Any) -> None:
     (study.student(0) / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="holds no student"):
         example.run(study)

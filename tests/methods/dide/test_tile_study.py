@@ -1,34 +1,19 @@
 """The study of dual encoders on Tile VQA from end to end, with a small model and a few steps."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
+import dide_tile_vqa as example
 import pytest
 import torch
 from data_vqa.small_clothes import write_small_clothes
+from tile_vqa_models import vilt_config
 from transformers import ViltForQuestionAnswering
 
 from vleff.data.tile_features import tile_tokenizer
 
-PATH = Path(__file__).parents[3] / "examples" / "dide_tile_vqa.py"
 
-
-@pytest.fixture(scope="module")
-def example() -> Any:
-    sys.path.append(str(PATH.parent))
-    spec = importlib.util.spec_from_file_location("dide_tile_vqa", PATH)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_all_units_the_latency_and_the_table(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tile_vqa_models import vilt_config
-
+def test_all_units_the_latency_and_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tile_tokenizer()
     torch.manual_seed(0)
     ViltForQuestionAnswering(vilt_config(32, 2, len(tokenizer), layers=2)).save_pretrained(tmp_path / "teacher")

@@ -1,32 +1,19 @@
 """The study on Tile VQA from end to end, with a small model and a few steps."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import smarttrim_tile_vqa as example
 import torch
 from data_vqa.small_clothes import write_small_clothes
+from tile_vqa_models import vilt_config
 from transformers import ViltForQuestionAnswering
 
 from vleff.data.tile_features import tile_tokenizer
 
-PATH = Path(__file__).parents[3] / "examples" / "smarttrim_tile_vqa.py"
 
-
-@pytest.fixture(scope="module")
-def example() -> Any:
-    sys.path.append(str(PATH.parent))
-    spec = importlib.util.spec_from_file_location("smarttrim_tile_vqa", PATH)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
+def test_all_units_and_the_tables(tmp_path: Path) -> None:
     plan = example.Plan(
         steps=10, only_filled=0.5, further_steps=2, batch=4, tested=20, save_steps=5, ratios=(0.45,), seeds=(0, 1)
     )
@@ -34,7 +21,7 @@ def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
 
     def make() -> ViltForQuestionAnswering:
         torch.manual_seed(0)
-        return ViltForQuestionAnswering(sys.modules["tile_vqa_models"].vilt_config(32, 2, len(tokenizer), layers=2))
+        return ViltForQuestionAnswering(vilt_config(32, 2, len(tokenizer), layers=2))
 
     data, results = write_small_clothes(tmp_path / "data"), tmp_path / "results"
     study = example.Study(make, tokenizer, data, tmp_path / "work", results, plan)
@@ -68,6 +55,6 @@ def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
     assert set(figures["guessing"]) == {"all", *example.KINDS} and 0 < figures["guessing"]["all"] < 100
 
 
-def test_the_demo_model_is_small(example: Any) -> None:
+def test_the_demo_model_is_small() -> None:
     model = example.demo_model(len(tile_tokenizer()))
     assert sum(parameter.numel() for parameter in model.parameters()) < 5.5e6

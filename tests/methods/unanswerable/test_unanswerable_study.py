@@ -1,22 +1,18 @@
 """The study from end to end, with a small model and a few steps."""
 
 import gc
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import unanswerable_study as example
 from methods.unanswerable.corpus import paragraphs, write_squad2
 from reading.excerpt import make_tokenizer, small_reader
 
 from vleff.data.span_features import SpanExample
 from vleff.data.squad import Answer
-
-PATH = Path(__file__).parents[3] / "examples" / "unanswerable_study.py"
 
 
 @pytest.fixture(autouse=True)
@@ -27,17 +23,7 @@ def _quick(one_thread: None) -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module")
-def example() -> Any:
-    sys.path.append(str(PATH.parent))
-    spec = importlib.util.spec_from_file_location("unanswerable_study", PATH)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
+def test_all_units_and_the_tables(tmp_path: Path) -> None:
     small_reader().base_model.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     plan = example.Plan(
@@ -72,7 +58,7 @@ def test_all_units_and_the_tables(example: Any, tmp_path: Path) -> None:
     assert example.tables(tmp_path) == ""
 
 
-def test_a_question_has_one_window_that_of_its_answer(example: Any, tmp_path: Path) -> None:
+def test_a_question_has_one_window_that_of_its_answer(tmp_path: Path) -> None:
     small_reader().base_model.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     data = write_squad2(tmp_path / "squad2.json", paragraphs())
@@ -95,7 +81,7 @@ def test_a_question_has_one_window_that_of_its_answer(example: Any, tmp_path: Pa
     assert 0 < first_ones < len(windows)
 
 
-def test_scores_at_0_and_at_the_best_threshold(example: Any) -> None:
+def test_scores_at_0_and_at_the_best_threshold() -> None:
     examples = [
         SpanExample("a", "", "", (Answer("tea", 0),)),
         SpanExample("b", "", "", (Answer("milk", 0),)),
