@@ -5,8 +5,8 @@
     python benchmarks/results.py attention-cuda    measures it on the GPU
     python benchmarks/results.py attention-amx     measures it on a processor with AMX
 
-Each section takes about ten minutes on two cores, on a slow machine up to fifteen, and is written when it is finished, to
-docs/results/<section>.json; the page is made from these files. Run it on a machine that does nothing else.
+Each section takes about ten minutes on two cores, on a slow machine up to fifteen, and is written when it is finished,
+to docs/results/<section>.json; the page is made from these files. Run it on a machine that does nothing else.
 """
 
 import datetime
