@@ -14,24 +14,22 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from smarttrim_tile_vqa import ANSWERED, DEVICE, NEVER, WORKERS
-from study_units import Units, interval
+from study_units import interval
+from tile_vqa_study import ANSWERED, DEVICE, WORKERS, InOrder, TileStudy
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, ViltForQuestionAnswering
 from transformers.trainer_utils import get_last_checkpoint
 
 import vleff
 from vleff.bench.timing import compare, measure_rounds
-from vleff.data.fashion_mnist import read_fashion_mnist
 from vleff.data.tile_features import TileCollator
-from vleff.data.tile_vqa import TileQuestion, TileVqa
+from vleff.data.tile_vqa import TileQuestion
 from vleff.dide import DistillationConfig, DistillationTrainer, DualEncoder, FusionTeacher, paper_arguments
 from vleff.smarttrim.answering import answer
 
@@ -57,27 +55,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(TileStudy):
     """A teacher, the data, and where results go."""
 
     teacher: Path
-    tokenizer: Any
-    data: Path
-    work: Path
-    results: Path
-    plan: Plan
-
-    @property
-    def units(self) -> Units:
-        return Units(self.results, self.work)
-
-    @cached_property
-    def tested_on(self) -> list[TileQuestion]:
-        return list(TileVqa(read_fashion_mnist(self.data, "test"), self.plan.tested, 1))
-
-    @cached_property
-    def collate(self) -> TileCollator:
-        return TileCollator(self.tokenizer)
 
     def fusion(self) -> ViltForQuestionAnswering:
         model: Any = ViltForQuestionAnswering.from_pretrained(self.teacher).eval()
@@ -87,12 +68,8 @@ class Study:
         return answer(vleff.accelerate(model), self.tested_on, self.collate, ANSWERED).accuracy
 
 
-class InOrder(DistillationTrainer):
-    """Takes questions in their order: each is new anyway."""
-
-    def _get_train_sampler(self, *arguments: Any) -> Any:
-        questions: Any = self.train_dataset
-        return SequentialSampler(questions)
+class InOrderTrainer(InOrder, DistillationTrainer):
+    """vleff's Trainer of students."""
 
 
 def main() -> None:
@@ -110,7 +87,7 @@ def main() -> None:
             parser.error("--data, --text and --teacher are needed, except with --table")
         tokenizer = AutoTokenizer.from_pretrained(arguments.text)
         folders = arguments.data, arguments.work, arguments.results
-        study = Study(arguments.teacher, tokenizer, *folders, Plan())
+        study = Study(tokenizer, *folders, Plan(), arguments.teacher)
         if arguments.latency:
             study.units.write("tile-latency", latency(study))
         else:
@@ -158,12 +135,12 @@ def student(study: Study, arm: str, seed: int) -> DualEncoder:
             dataloader_num_workers=WORKERS,
             seed=seed,
         )
-        trainer = InOrder(
+        trainer = InOrderTrainer(
             vleff.accelerate(model),
             arguments,
             FusionTeacher(vleff.accelerate(fusion)),
             ARMS[arm],
-            train_dataset=TileVqa(read_fashion_mnist(study.data), NEVER, 300 + seed),
+            train_dataset=study.trained_on(300 + seed),
             data_collator=partial(collate_classes, study.collate),
         )
         training = folder / "training"

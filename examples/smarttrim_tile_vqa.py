@@ -18,18 +18,18 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
-from study_units import Units, device
+from study_units import Units
 from tile_vqa_models import PATCHES, WithCells, demo_model, study_model
+from tile_vqa_study import ANSWERED, DEVICE, WORKERS, InOrder, TileStudy
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import SequentialSampler
 from transformers import (
     AutoTokenizer,
     Trainer,
@@ -51,11 +51,7 @@ from vleff.smarttrim.pretrained import DESCRIPTION
 PATCHES_A_CELL = 4
 BATCHES = (1, 8, 32, 128)
 TIMED = 128  # questions
-ANSWERED = 64  # questions at a time
 HELD_OUT = 300  # questions of the demo
-NEVER = 10**7  # more questions than any training takes: each is new
-DEVICE = device()
-WORKERS = 2 if DEVICE.type == "cuda" else 0  # processes that draw questions: on a GPU they take longer than a step
 
 
 @dataclass(frozen=True)
@@ -99,40 +95,21 @@ DEMO = Plan(  # half an hour on one core with AVX-512's bfloat16
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(TileStudy):
     """A model to make, what it learns from, and where results go."""
 
     make: Callable[[], ViltForQuestionAnswering]
-    tokenizer: Any
-    data: Path
-    work: Path
-    results: Path
-    plan: Plan
-
-    @property
-    def units(self) -> Units:
-        return Units(self.results, self.work)
-
-    def trained_on(self, seed: int) -> TileVqa:
-        return TileVqa(read_fashion_mnist(self.data), NEVER, seed)
-
-    @cached_property
-    def tested_on(self) -> list[TileQuestion]:
-        return list(TileVqa(read_fashion_mnist(self.data, "test"), self.plan.tested, 1))
 
 
-class InOrder(Trainer):
-    """Takes questions in their order: each is new anyway."""
-
-    def _get_train_sampler(self, *arguments: Any) -> Any:
-        return SequentialSampler(self.train_dataset)
+class InOrderTrainer(InOrder, Trainer):
+    """transformers' Trainer."""
 
 
 class Curve(TrainerCallback):
     """Shows empty cells after a share of training, and follows the accuracy."""
 
     def __init__(self, study: Study) -> None:
-        self.questions, self.collate = study.tested_on, TileCollator(study.tokenizer)
+        self.questions, self.collate = study.tested_on, study.collate
         self.units, self.only_filled = Units(study.work, study.work), study.plan.only_filled
 
     def on_step_begin(self, arguments: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
@@ -164,10 +141,10 @@ def main() -> None:
         if arguments.demo is not None:
             work, results = work / "demo", results / "demo"
             tokenizer: Any = tile_tokenizer()
-            study = Study(lambda: demo_model(len(tokenizer)), tokenizer, data, work, results, DEMO)
+            study = Study(tokenizer, data, work, results, DEMO, lambda: demo_model(len(tokenizer)))
         else:
             tokenizer = AutoTokenizer.from_pretrained(arguments.text)
-            study = Study(lambda: study_model(arguments.vision, arguments.text), tokenizer, data, work, results, STUDY)
+            study = Study(tokenizer, data, work, results, STUDY, lambda: study_model(arguments.vision, arguments.text))
         (measure if arguments.time else run)(study)
         if arguments.demo is not None and not arguments.time:
             write_demo(study, arguments.demo)
@@ -178,22 +155,25 @@ def main() -> None:
 def run(study: Study) -> None:
     """All units that have no result yet."""
     units, plan = study.units, study.plan
-    units.once("base", lambda: base(study), wait=True)
+    units.once("base", partial(base, study), wait=True)
+
+    def trim(ratio: float, seed: int, wait: bool = False) -> str:
+        config = smarttrim.SmartTrimConfig(flop_target=ratio, training=plan.training)
+        name = f"trimmed-{ratio}"
+        units.once(f"{name}-{seed}", partial(unit, study, name, seed, config), wait)
+        return f"{name}-{seed}"
+
     for seed in plan.seeds:
         full = smarttrim.SmartTrimConfig(tokens=False, heads=False, distillation=0.0, cost=0.0)
         units.once(f"full-{seed}", partial(unit, study, "full", seed, full))
         for ratio in plan.ratios:
-            name = f"trimmed-{ratio}"
-            config = smarttrim.SmartTrimConfig(flop_target=ratio, training=plan.training)
-            units.once(f"{name}-{seed}", partial(unit, study, name, seed, config))
+            trim(ratio, seed)
         if plan.gathered and 0.45 in plan.ratios:
             gathered = smarttrim.SmartTrimConfig(flop_target=0.45, training="gathered")
             units.once(f"gathered-0.45-{seed}", partial(unit, study, "gathered-0.45", seed, gathered))
     for seed in plan.seeds:
         for ratio in plan.ratios:
-            name = f"trimmed-{ratio}-{seed}"
-            with units.claimed(name, wait=True):  # by whoever trains it
-                shares = units[name]["shares"]
+            shares = units[trim(ratio, seed, wait=True)]["shares"]
             # chance has no gradients: gathered learns what masked would, and is cheaper
             config = smarttrim.SmartTrimConfig(flop_target=ratio, training="gathered", random_shares=shares)
             units.once(f"random-{ratio}-{seed}", partial(unit, study, f"random-{ratio}", seed, config))
@@ -222,7 +202,7 @@ def base(study: Study) -> dict[str, Any]:
         report_to=[],
         use_cpu=DEVICE.type == "cpu",
     )
-    trainer = InOrder(
+    trainer = InOrderTrainer(
         model,
         arguments,
         train_dataset=study.trained_on(0),
@@ -249,11 +229,10 @@ def unit(study: Study, arm: str, seed: int, config: smarttrim.SmartTrimConfig) -
         shuffled=False,
         seed=seed,
     )
-    collate = TileCollator(study.tokenizer)
     train_trimmed(
         model,
         study.trained_on(100 + seed),
-        collate,
+        study.collate,
         training,
         study.work / name,
         answer_loss,
@@ -263,7 +242,7 @@ def unit(study: Study, arm: str, seed: int, config: smarttrim.SmartTrimConfig) -
     )
     if not (study.work / f"{name}-model" / DESCRIPTION).exists():
         smarttrim.save_pretrained(model, study.work / f"{name}-model")
-    return {"arm": arm, "seed": seed, **report(model, study.tested_on, collate)}
+    return {"arm": arm, "seed": seed, **report(model, study.tested_on, study.collate)}
 
 
 def report(model: ViltForQuestionAnswering, questions: Sequence[TileQuestion], collate: TileCollator) -> dict[str, Any]:
@@ -304,7 +283,7 @@ def kept_of_cells(kept: KeptTokens) -> np.ndarray:
 
 def measure(study: Study) -> None:
     """Seconds a question, of the first seed's models."""
-    collate, questions, found = TileCollator(study.tokenizer), study.tested_on, {}
+    collate, questions, found = study.collate, study.tested_on, {}
     for ratio in study.plan.ratios:
         model = smarttrim.from_pretrained(study.work / f"trimmed-{ratio}-{study.plan.seeds[0]}-model")
         for size in BATCHES:

@@ -26,7 +26,8 @@ from typing import Any
 import dide_tile_vqa
 import smarttrim_tile_vqa
 import torch
-from smarttrim_tile_vqa import ANSWERED, DEVICE, NEVER, WORKERS, answer_loss, answer_predictions
+from smarttrim_tile_vqa import answer_loss, answer_predictions
+from tile_vqa_study import ANSWERED, DEVICE, WORKERS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, ViltForQuestionAnswering
@@ -35,8 +36,6 @@ from transformers.trainer_utils import get_last_checkpoint
 import vleff
 from vleff import lottery, smarttrim
 from vleff.bench.stack_results import FLOP_RATIO, ZEROS, subsets
-from vleff.data.fashion_mnist import read_fashion_mnist
-from vleff.data.tile_vqa import TileVqa
 from vleff.dide import DistillationConfig, DualEncoder, FusionTeacher, paper_arguments
 from vleff.smarttrim.answering import AnsweringTraining, answer, train_trimmed
 
@@ -68,14 +67,10 @@ class Plan:
 class Study(dide_tile_vqa.Study):
     """The ViLT that all begin with or learn from, `teacher`, its students' folder, the data, and where results go."""
 
-    plan: Plan
     students: Path
 
     def student(self, seed: int) -> Path:
         return self.students / dide_tile_vqa.unit_name(TAUGHT, seed)
-
-    def questions(self, seed: int) -> TileVqa:
-        return TileVqa(read_fashion_mnist(self.data), NEVER, seed)
 
 
 def main() -> None:
@@ -96,7 +91,7 @@ def main() -> None:
             parser.error("--data, --text, --base and --student are needed, except with --table")
         tokenizer = AutoTokenizer.from_pretrained(arguments.text)
         folders = arguments.data, arguments.work, arguments.results
-        run(Study(arguments.base, tokenizer, *folders, Plan(seeds=tuple(arguments.seeds)), arguments.student))
+        run(Study(tokenizer, *folders, Plan(seeds=tuple(arguments.seeds)), arguments.base, arguments.student))
     print(table(arguments.results))
     if arguments.figure is not None:
         draw(arguments.results, arguments.speeds, arguments.figure)
@@ -184,7 +179,7 @@ def learn(study: Study, methods: Methods, seed: int) -> Any:
         seed=seed,
     )
     others: dict[str, Any] = {
-        "train_dataset": study.questions(200 + seed),
+        "train_dataset": study.trained_on(200 + seed),
         "data_collator": partial(dide_tile_vqa.collate_classes, study.collate),
         "callbacks": [lottery.PruningCallback(pruner)] if prunes else [],
     }
@@ -192,9 +187,9 @@ def learn(study: Study, methods: Methods, seed: int) -> Any:
     if "DiDE" in methods:
         teacher = FusionTeacher(vleff.accelerate(study.fusion()))
         weights = DistillationConfig(hard_label_weight=1)
-        trainer = dide_tile_vqa.InOrder(model, arguments, teacher, weights, **others)
+        trainer = dide_tile_vqa.InOrderTrainer(model, arguments, teacher, weights, **others)
     else:
-        trainer = smarttrim_tile_vqa.InOrder(model, arguments, compute_loss_func=class_loss, **others)
+        trainer = smarttrim_tile_vqa.InOrderTrainer(model, arguments, compute_loss_func=class_loss, **others)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
     vleff.restore(model).cpu()  # where sparse weights are built
     return lottery.extract(model, {name: mask.cpu() for name, mask in pruner.masks.items()}) if prunes else model
@@ -209,7 +204,7 @@ def trim(study: Study, methods: Methods, seed: int) -> Any:
     plan, before = study.plan, without_trimmers(methods)
     model = (trained if begins_pruned(methods) else first)(study, before, seed)
     smarttrim.attach(model, smarttrim.SmartTrimConfig(flop_target=plan.flop_target))
-    questions = study.questions(400 + seed)  # none that the model was pruned with
+    questions = study.trained_on(400 + seed)  # none that the model was pruned with
     steps, rate = plan.trimming_steps, plan.further_learning_rate
     training = AnsweringTraining(steps, plan.batch, rate, save_steps=plan.save_steps, shuffled=False, seed=seed)
     folder, losses = study.work / unit_name(methods, seed), (answer_loss, answer_predictions)

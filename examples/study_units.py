@@ -77,11 +77,8 @@ class Units:
 
 
 def device() -> torch.device:
-    """The GPU, where products of float32 are made in tf32 from now on, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.set_float32_matmul_precision("high")
-    return torch.device("cuda")
+    """The GPU, if there is one, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def interval(values: Sequence[float] | np.ndarray) -> str:

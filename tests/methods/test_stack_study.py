@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> Any:
     model = ViltForQuestionAnswering(vilt_config(32, 2, len(tokenizer), layers=2))
     model.save_pretrained(base)
     folders = write_small_clothes(tmp_path / "data"), tmp_path / "work", tmp_path / "results"
-    made = example.Study(base, tokenizer, *folders, plan, students)
+    made = example.Study(tokenizer, *folders, plan, base, students)
     DualEncoder.from_fusion(model, "snli-ve").save_pretrained(made.student(0))
     return made
 

@@ -161,7 +161,7 @@ def attention_loss(attention: CrossModalAttention, average_padded: bool = False)
         _check_tokens("image", attention.student_image, call, image_mask)
         student_image_q, student_image_k = attention.student_image.ragged(call, image_mask)
         joint = torch.cat([text_mask, image_mask], 1)
-        # the host knows how many tokens there are; elsewhere than on the CPU it would wait for the device to tell
+        # elsewhere than on the CPU `compact` keeps all rows, unless it is told how many stay
         on_cpu = student_text_q.values.device.type == "cpu"
         texts, images = (None if on_cpu else part.values.shape[0] for part in (student_text_q, student_image_q))
         by_modality = [

@@ -19,7 +19,7 @@ def test_all_units_the_latency_and_the_table(tmp_path: Path, monkeypatch: pytest
     ViltForQuestionAnswering(vilt_config(32, 2, len(tokenizer), layers=2)).save_pretrained(tmp_path / "teacher")
     data, results = write_small_clothes(tmp_path / "data"), tmp_path / "results"
     plan = example.Plan(steps=2, batch=4, tested=20, save_steps=1, seeds=(0, 1))
-    study = example.Study(tmp_path / "teacher", tokenizer, data, tmp_path / "work", results, plan)
+    study = example.Study(tokenizer, data, tmp_path / "work", results, plan, tmp_path / "teacher")
     example.run(study)
     names = {example.unit_name(arm, seed) for arm in example.ARMS for seed in (0, 1)}
     assert {path.stem for path in results.glob("*.json")} == names | {"tile-fusion-encoder-0"}

@@ -24,7 +24,7 @@ def test_all_units_and_the_tables(tmp_path: Path) -> None:
         return ViltForQuestionAnswering(vilt_config(32, 2, len(tokenizer), layers=2))
 
     data, results = write_small_clothes(tmp_path / "data"), tmp_path / "results"
-    study = example.Study(make, tokenizer, data, tmp_path / "work", results, plan)
+    study = example.Study(tokenizer, data, tmp_path / "work", results, plan, make)
     example.run(study)
     names = {f"{arm}-{seed}" for arm in ("full", "trimmed-0.45", "random-0.45", "gathered-0.45") for seed in (0, 1)}
     assert {path.stem for path in results.glob("*.json")} == {*names, "base"}
