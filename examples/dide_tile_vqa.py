@@ -1,13 +1,14 @@
 """Does a dual encoder answer questions like the fusion encoder that taught it, and what does it cost?
 
-    python examples/dide_tile_vqa.py --data DIR --text DIR --teacher DIR     runs what is missing, then the table
-    python examples/dide_tile_vqa.py --text DIR --teacher DIR --latency      speed, on an idle machine
-    python examples/dide_tile_vqa.py --table                                 the table of what there is
+    python examples/dide_tile_vqa.py --data DIR --teacher DIR               runs what is missing, then the table
+    python examples/dide_tile_vqa.py --data DIR --teacher DIR --latency     speed, on an idle machine
+    python examples/dide_tile_vqa.py --table                                the table of what there is
 
-Tile VQA: the teacher is the ViLT that `smarttrim_tile_vqa.py` leaves in WORK/base. Dual encoders begin with its weights
-and learn from right answers, from the teacher's, or from these and its cross-modal attention, equally long. Each unit's
-result is a small file in --results as soon as it is there; what it trained is in --work, with checkpoints. The command
-may run several times at once: processes share the units. --data holds Fashion-MNIST, --text the teacher's tokenizer.
+Tile VQA: the teacher is the ViLT that `smarttrim_tile_vqa.py` leaves in WORK/base, or, with --small, the demo's, in
+WORK/demo/base. Dual encoders begin with its weights and learn from right answers, from the teacher's, or from these and
+its cross-modal attention, equally long. Each unit's result is a small file in --results as soon as it is there; what it
+trained is in --work, with checkpoints. The command may run several times at once: processes share the units. --data
+holds Fashion-MNIST.
 """
 
 import argparse
@@ -52,6 +53,10 @@ class Plan:
     tested: int = 4000
     save_steps: int = 500
     seeds: tuple[int, ...] = (0, 1, 2)
+    bfloat16: bool = False
+
+
+SMALL = Plan(steps=2000, learning_rate=1e-3, batch=32, bfloat16=True)
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,21 @@ class InOrderTrainer(InOrder, DistillationTrainer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's files")
-    parser.add_argument("--text", type=Path, help="folder of the teacher's tokenizer")
-    parser.add_argument("--teacher", type=Path, help="folder of a ViLT that answers questions")
+    parser.add_argument("--teacher", type=Path, help="folder of a ViLT that answers questions, and of its tokenizer")
+    parser.add_argument("--small", action="store_true", help="the teacher is the demo's model")
     parser.add_argument("--work", type=Path, default=Path("dide-study"), help="folder of trained models")
     parser.add_argument("--results", type=Path, default=Path("docs/results/dide-study"))
     parser.add_argument("--latency", action="store_true", help="only measure latency; leave the machine alone")
     parser.add_argument("--table", action="store_true", help="only print the table")
     arguments = parser.parse_args()
+    if arguments.small:
+        arguments.work, arguments.results = arguments.work / "small", arguments.results / "small"
     if not arguments.table:
-        if None in (arguments.data, arguments.text, arguments.teacher):
-            parser.error("--data, --text and --teacher are needed, except with --table")
-        tokenizer = AutoTokenizer.from_pretrained(arguments.text)
+        if None in (arguments.data, arguments.teacher):
+            parser.error("--data and --teacher are needed, except with --table")
+        tokenizer = AutoTokenizer.from_pretrained(arguments.teacher)
         folders = arguments.data, arguments.work, arguments.results
-        study = Study(tokenizer, *folders, Plan(), arguments.teacher)
+        study = Study(tokenizer, *folders, SMALL if arguments.small else Plan(), arguments.teacher)
         if arguments.latency:
             study.units.write("tile-latency", latency(study))
         else:
@@ -133,6 +140,7 @@ def student(study: Study, arm: str, seed: int) -> DualEncoder:
             save_total_limit=1,
             logging_steps=max(1, plan.steps // 20),
             dataloader_num_workers=WORKERS,
+            bf16=plan.bfloat16,
             seed=seed,
         )
         trainer = InOrderTrainer(

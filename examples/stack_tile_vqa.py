@@ -1,15 +1,15 @@
 """Do the methods keep the answers right when they are stacked? SmartTrim, lottery and DiDE on Tile VQA.
 
-    python examples/stack_tile_vqa.py --data DIR --text DIR --base DIR --student DIR    runs what is missing, then table
-    python examples/stack_tile_vqa.py --table --figure FILE                             of what there is
+    python examples/stack_tile_vqa.py --data DIR --base DIR --student DIR     runs what is missing, then the table
+    python examples/stack_tile_vqa.py --table --figure FILE                   of what there is
 
 All combinations whose speeds `vleff bench --stack` measures. They begin with the ViLT that `smarttrim_tile_vqa.py`
 leaves in WORK/base or, with DiDE, with the students that `dide_tile_vqa.py` taught by soft labels and attention (the
 folder of --student is its WORK). With lottery, 90 % of the layers' weights are pruned while the model learns, with DiDE
 while the ViLT teaches it; with SmartTrim, trimmers are trained last. What is not pruned or trimmed learns as long as
 what is both. Each unit's result is a small file in --results as soon as it is there; what it trained is in --work, with
-checkpoints. The command may run several times at once: processes share the units. --data holds Fashion-MNIST, --text
-the tokenizer.
+checkpoints. The command may run several times at once: processes share the units. --data holds Fashion-MNIST. --small
+begins with the demo's model and its students.
 """
 
 import argparse
@@ -61,6 +61,10 @@ class Plan:
     tested: int = 4000
     save_steps: int = 500
     seeds: tuple[int, ...] = (0, 1, 2)
+    bfloat16: bool = False
+
+
+SMALL = Plan(pruning_rate=1e-3, further_learning_rate=3e-4, batch=32, bfloat16=True)
 
 
 @dataclass(frozen=True)
@@ -76,22 +80,24 @@ class Study(dide_tile_vqa.Study):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's files")
-    parser.add_argument("--text", type=Path, help="folder of the models' tokenizer")
-    parser.add_argument("--base", type=Path, help="folder of the ViLT to begin with")
+    parser.add_argument("--base", type=Path, help="folder of the ViLT to begin with, and of its tokenizer")
     parser.add_argument("--student", type=Path, help="folder of the folders of its students")
+    parser.add_argument("--small", action="store_true", help="the ViLT is the demo's model")
     parser.add_argument("--work", type=Path, default=Path("stack-study"), help="folder of trained models")
     parser.add_argument("--results", type=Path, default=Path("docs/results/stack-study"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=Plan.seeds)
     parser.add_argument("--table", action="store_true", help="only print the table, and draw the figure")
     parser.add_argument("--figure", type=Path, help="file to draw accuracies and speeds to")
     parser.add_argument("--speeds", type=Path, default=Path("docs/results/stack.json"), help="of vleff bench --stack")
     arguments = parser.parse_args()
+    if arguments.small:
+        arguments.work, arguments.results = arguments.work / "small", arguments.results / "small"
     if not arguments.table:
-        if None in (arguments.data, arguments.text, arguments.base, arguments.student):
-            parser.error("--data, --text, --base and --student are needed, except with --table")
-        tokenizer = AutoTokenizer.from_pretrained(arguments.text)
+        if None in (arguments.data, arguments.base, arguments.student):
+            parser.error("--data, --base and --student are needed, except with --table")
+        tokenizer = AutoTokenizer.from_pretrained(arguments.base)
         folders = arguments.data, arguments.work, arguments.results
-        run(Study(tokenizer, *folders, Plan(seeds=tuple(arguments.seeds)), arguments.base, arguments.student))
+        plan = SMALL if arguments.small else Plan()
+        run(Study(tokenizer, *folders, plan, arguments.base, arguments.student))
     print(table(arguments.results))
     if arguments.figure is not None:
         draw(arguments.results, arguments.speeds, arguments.figure)
@@ -176,6 +182,7 @@ def learn(study: Study, methods: Methods, seed: int) -> Any:
         save_total_limit=1,
         logging_steps=max(1, steps // 20),
         dataloader_num_workers=WORKERS,
+        bf16=plan.bfloat16,
         seed=seed,
     )
     others: dict[str, Any] = {
@@ -208,7 +215,9 @@ def trim(study: Study, methods: Methods, seed: int) -> Any:
     steps, rate = plan.trimming_steps, plan.further_learning_rate
     training = AnsweringTraining(steps, plan.batch, rate, save_steps=plan.save_steps, shuffled=False, seed=seed)
     folder, losses = study.work / unit_name(methods, seed), (answer_loss, answer_predictions)
-    return train_trimmed(model, questions, study.collate, training, folder, *losses, workers=WORKERS)
+    return train_trimmed(
+        model, questions, study.collate, training, folder, *losses, bfloat16=plan.bfloat16, workers=WORKERS
+    )
 
 
 def first(study: Study, methods: Methods, seed: int) -> Any:

@@ -18,6 +18,7 @@ from vleff.models.vilt_patches import recorded_places
 LAYERS = 6
 PATCHES = 8  # a side of a picture
 TEXT_SCALE = 0.25  # MiniLM's embeddings are four times as long as the ViT's
+MATTERS_WEIGHT = 5.0  # one cell in ten matters: without it the other losses drown this one
 
 
 class WithCells(nn.Module):
@@ -45,7 +46,7 @@ class WithCells(nn.Module):
             cross_entropy(outputs.logits, labels)
             + cross_entropy(self.classes(cells).flatten(0, 1), cell_classes.flatten())
             + cross_entropy(self.colours(cells).flatten(0, 1), cell_colours.flatten())
-            + binary_cross_entropy_with_logits(self.matters(cells).squeeze(2), cell_matters)
+            + MATTERS_WEIGHT * binary_cross_entropy_with_logits(self.matters(cells).squeeze(2), cell_matters)
         )
         return {"loss": loss, "logits": outputs.logits}
 
@@ -75,6 +76,9 @@ def demo_model(vocabulary: int) -> ViltForQuestionAnswering:
     model = ViltForQuestionAnswering(vilt_config(128, 4, vocabulary))
     embeddings = model.vilt.embeddings
     with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):  # BERT's 0.02 suits wide models; narrow ones hardly learn to attend
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
         for parameter in (embeddings.cls_token, embeddings.position_embeddings):
             nn.init.trunc_normal_(parameter, std=0.3)
         embeddings.text_embeddings.LayerNorm.weight.mul_(0.3)

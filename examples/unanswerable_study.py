@@ -53,6 +53,7 @@ METRICS = {
     "answered_f1": "F1 of HasAns, none refused",
     "told_apart": "told apart",
 }
+GAINS = ("f1", "told_apart")
 DEVICE = device()
 FILTER_SEED = 100  # no other reader's
 
@@ -292,14 +293,17 @@ def tables(results: Path) -> str:
         one = json.loads(path.read_text())
         found.setdefault(one["arm"], {})[one["seed"]] = one
     if found:
-        lines.append(f"| questions added | added | seeds | {' | '.join(METRICS.values())} | F1 over none |")
-        lines.append("|---" * (len(METRICS) + 4) + "|")
+        headings = [*METRICS.values(), *(f"{METRICS[metric]} over none" for metric in GAINS)]
+        lines.append(f"| questions added | added | seeds | {' | '.join(headings)} |")
+        lines.append("|---" * (len(headings) + 3) + "|")
     for arm in (arm for arm in ARMS if arm in found):
         ones = found[arm]
         columns = [interval([one[metric] for one in ones.values()]) for metric in METRICS]
         shared = sorted(ones.keys() & found.get("none", {}).keys())
-        gain = interval([ones[seed]["f1"] - found["none"][seed]["f1"] for seed in shared]) if arm != "none" else ""
-        lines.append(f"| {arm} | {added(results, arm)} | {len(ones)} | {' | '.join(columns)} | {gain} |")
+        for metric in GAINS:
+            gains = [ones[seed][metric] - found["none"][seed][metric] for seed in shared]
+            columns.append(interval(gains) if arm != "none" else "")
+        lines.append(f"| {arm} | {added(results, arm)} | {len(ones)} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 

@@ -59,9 +59,8 @@ def introduction(parameters: int, questions: int, figures: dict[str, Any]) -> st
         f"A ViLT with {parameters / 1e6:.1f} million parameters answers {questions} questions about grids of clothes "
         f"that it has not seen (Tile VQA, of Fashion-MNIST's test pictures): colours, items, counts, what is where. It "
         f"was trained for {figures['steps']} steps of {figures['batch']} questions on one core, with trimmers for "
-        f"{figures['further_steps']} more. That is little: its accuracy is modest and was still rising, and some kinds "
-        "of questions it has hardly begun to learn. The demo is about what trimming changes, not about how well a ViLT "
-        "can answer.\n"
+        f"{figures['further_steps']} more. Questions come from five templates about ten kinds of clothes: the demo is "
+        "about what trimming changes, not about how well a ViLT answers questions about photos.\n"
     )
 
 
