@@ -76,6 +76,18 @@ def test_in_bfloat16_and_compiled(composed: tuple[Case, Any, Any]) -> None:
     torch.testing.assert_close(rounded, answers(case, both), atol=0, rtol=0)
 
 
+def test_compiled_by_inductor() -> None:
+    case = make_case(ViltForQuestionAnswering)
+    sparse(case.model)
+    both = with_trimmers(case.model).bfloat16()
+    expected = answers(case, both)
+    with smarttrim.recorded(both) as runs:
+        answers(case, both)
+    assert smarttrim.kept_by(both, runs).flop_ratio < 0.9
+    actual = answers(case, torch.compile(both, fullgraph=True))
+    assert (actual - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
 def test_both_are_trained_and_saved(composed: tuple[Case, Any, Any], tmp_path: Path) -> None:
     case, both, _ = composed
     labels = {"labels": torch.rand(4, case.model.config.num_labels)}
