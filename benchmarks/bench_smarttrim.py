@@ -1,6 +1,7 @@
 """SmartTrim on ViLT and METER of published sizes, on real questions and photos, against eager and accelerated models.
 
-What trimmers keep is decided by `trimming_plans`: synthetic shares. They are asked, and paid for, all the same.
+What trimmers keep is decided by `trimming_plans`: shares that trained ones keep of Tile VQA. They are asked, and paid
+for, all the same.
 """
 
 import copy
@@ -18,7 +19,7 @@ from vleff import smarttrim
 from vleff.bench import engines
 from vleff.bench.models import LoadedModel, load_model, samples_for
 from vleff.bench.photos import Photos, photo_samples
-from vleff.bench.trimming_plans import Shares, decide, depths, drawn_shares, everything_kept, follow
+from vleff.bench.trimming_plans import Shares, decide, depths, everything_kept, follow, measured_shares
 from vleff.models.trimming import Stream
 from vleff.smarttrim import SmartTrimConfig
 from vleff.smarttrim.trimming import Run
@@ -71,7 +72,7 @@ def same_shares(case: Case, tokens: Tensor, heads: float = 1.0) -> Shares:
     return Shares(shares, torch.full((len(tokens),), heads))
 
 
-@pytest.mark.benchmark(group="SmartTrim, samples that keep different tokens and heads (synthetic shares)")
+@pytest.mark.benchmark(group="SmartTrim, samples that keep different tokens and heads")
 @pytest.mark.parametrize("batch", [1, 8, 32], ids="batch {}".format)
 @pytest.mark.parametrize("flop_ratio", [0.45, 0.33], ids="FLOP ratio {}".format)
 @pytest.mark.parametrize("name", MODELS)
@@ -79,7 +80,7 @@ def test_trimmed(
     interleaved: Callable[..., None], name: str, flop_ratio: float, batch: int, dtype: torch.dtype, benchmark: Any
 ) -> None:
     case = case_of(name, batch, dtype)
-    ratio = case.plan(drawn_shares(case.trimmed, case.runs, flop_ratio))
+    ratio = case.plan(measured_shares(case.trimmed, case.runs, flop_ratio))
     assert abs(ratio - flop_ratio) < 0.02
     baselines = {
         "accelerated": partial(case.outputs, case.accelerated),
@@ -138,7 +139,7 @@ def test_trimmers_alone(
 ) -> None:
     """25 times as fast as the model: 4 % of its time."""
     case = case_of(name, batch, dtype)
-    case.plan(drawn_shares(case.trimmed, case.runs, 0.45))
+    case.plan(measured_shares(case.trimmed, case.runs, 0.45))
     calls: list[list[tuple[Stream, ...]]] = []
     trimming = {trimmers.module: trimmers for trimmers in smarttrim.trimmers_of(case.trimmed)}
     before_layer = Run.before_layer
@@ -175,7 +176,7 @@ def test_training_step(interleaved: Callable[..., None], training: str, dtype: t
     samples = samples_for(LoadedModel("vilt", model, ""), None, None, seed=0, images="square")
     inputs = {**samples.batches(8)[0].inputs, "labels": torch.rand(8, 3129).round()}
     case = Case(model, inputs, SmartTrimConfig(training=training, flop_target=0.45))
-    decide(case.runs, drawn_shares(case.trimmed, case.runs, 0.45))
+    decide(case.runs, measured_shares(case.trimmed, case.runs, 0.45))
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
     dense, trimmed = case.accelerated.train(), case.trimmed.train()
 

@@ -313,7 +313,18 @@ def write_demo(study: Study, folder: Path) -> None:
     }
     models = [study.work / f"{units[arm]}-model" for arm in ("trimmed", "random")]
     held_out = list(TileVqa(read_fashion_mnist(study.data, "test"), HELD_OUT, 2))
+    figures["kept"] = kept_shares(models[0], held_out, study.collate)
     pack(folder, *models, study.tokenizer, held_out, figures)
+
+
+def kept_shares(folder: Path, questions: Sequence[TileQuestion], collate: TileCollator) -> dict[str, Any]:
+    """What a trained model keeps of each question: its tokens by layer, and the heads of all trimmed layers."""
+    model = smarttrim.from_pretrained(folder)
+    with watching(model) as watcher:
+        answer(model, questions, collate, ANSWERED, watch=watcher.add)
+    tokens = np.array([kept.tokens / kept.tokens[0] for kept in watcher.samples])
+    heads = np.array([kept.heads[1:].mean() for kept in watcher.samples])
+    return {"tokens": tokens.round(3).tolist(), "heads": heads.round(3).tolist()}
 
 
 def guessing(questions: Sequence[TileQuestion]) -> dict[str, float]:

@@ -5,11 +5,11 @@
 
 All combinations whose speeds `vleff bench --stack` measures. They begin with the ViLT that `smarttrim_tile_vqa.py`
 leaves in WORK/base or, with DiDE, with the students that `dide_tile_vqa.py` taught by soft labels and attention (the
-folder of --student is its WORK). With lottery, 90 % of the layers' weights are pruned while the model learns, with DiDE
-while the ViLT teaches it; with SmartTrim, trimmers are trained last. What is not pruned or trimmed learns as long as
-what is both. Each unit's result is a small file in --results as soon as it is there; what it trained is in --work, with
-checkpoints. The command may run several times at once: processes share the units. --data holds Fashion-MNIST. --small
-begins with the demo's model and its students.
+folder of --student is its WORK; without it, combinations with DiDE are left out). With lottery, 90 % of the layers'
+weights are pruned while the model learns, with DiDE while the ViLT teaches it; with SmartTrim, trimmers are trained
+last. What is not pruned or trimmed learns as long as what is both. Each unit's result is a small file in --results as
+soon as it is there; what it trained is in --work, with checkpoints. The command may run several times at once:
+processes share the units. --data holds Fashion-MNIST. --small begins with the demo's model and its students.
 """
 
 import argparse
@@ -71,9 +71,10 @@ SMALL = Plan(pruning_rate=1e-3, further_learning_rate=3e-4, batch=32, bfloat16=T
 class Study(dide_tile_vqa.Study):
     """The ViLT that all begin with or learn from, `teacher`, its students' folder, the data, and where results go."""
 
-    students: Path
+    students: Path | None
 
     def student(self, seed: int) -> Path:
+        assert self.students is not None
         return self.students / dide_tile_vqa.unit_name(TAUGHT, seed)
 
 
@@ -92,8 +93,8 @@ def main() -> None:
     if arguments.small:
         arguments.work, arguments.results = arguments.work / "small", arguments.results / "small"
     if not arguments.table:
-        if None in (arguments.data, arguments.base, arguments.student):
-            parser.error("--data, --base and --student are needed, except with --table")
+        if None in (arguments.data, arguments.base):
+            parser.error("--data and --base are needed, except with --table")
         tokenizer = AutoTokenizer.from_pretrained(arguments.base)
         folders = arguments.data, arguments.work, arguments.results
         plan = SMALL if arguments.small else Plan()
@@ -109,10 +110,11 @@ def run(study: Study) -> None:
     Raises:
         FileNotFoundError: a student is missing.
     """
-    for folder in map(study.student, study.plan.seeds):
+    wanted = [methods for methods in subsets().values() if study.students is not None or "DiDE" not in methods]
+    for folder in map(study.student, study.plan.seeds if study.students is not None else ()):
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{folder} holds no student: run dide_tile_vqa.py with --work {folder.parent}")
-    every = [(methods, seed) for seed in study.plan.seeds for methods in subsets().values()]
+    every = [(methods, seed) for seed in study.plan.seeds for methods in wanted]
     for methods, seed in sorted(every, key=lambda one: begins_pruned(one[0])):
         if begins_pruned(methods) and unit_name(methods, seed) not in study.units:
             pruned = without_trimmers(methods)

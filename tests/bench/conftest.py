@@ -43,3 +43,12 @@ def tiny_vilt(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     size = transformers.AutoConfig.from_pretrained(tiny_bert).vocab_size
     transformers.ViltModel(transformers.ViltConfig(vocab_size=size, **SIZES)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def answering(tiny_vilt: Path, tmp_path: Path) -> Path:
+    """A local directory: `tiny_vilt` with a head of five answers."""
+    model = transformers.ViltForQuestionAnswering.from_pretrained(tiny_vilt, num_labels=5, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "answering")
+    transformers.AutoTokenizer.from_pretrained(tiny_vilt).save_pretrained(tmp_path / "answering")
+    return tmp_path / "answering"

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from rich.console import Console
 from transformers import ViltForQuestionAnswering
 
@@ -22,15 +21,6 @@ NAMES = list(subsets())
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def answering(tiny_vilt: Path, tmp_path: Path) -> Path:
-    """A local directory: `tiny_vilt` with a head of five answers."""
-    model = ViltForQuestionAnswering.from_pretrained(tiny_vilt, num_labels=5, dtype=torch.float32)
-    model.save_pretrained(tmp_path / "answering")
-    transformers.AutoTokenizer.from_pretrained(tiny_vilt).save_pretrained(tmp_path / "answering")
-    return tmp_path / "answering"
 
 
 def batch_of(folder: Path, batch: int) -> tuple[ViltForQuestionAnswering, dict[str, torch.Tensor]]:

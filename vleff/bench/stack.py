@@ -21,7 +21,7 @@ from vleff.bench.results import ResultFile, machine, now
 from vleff.bench.run import DTYPES, Settings
 from vleff.bench.stack_results import EAGER, FLOP_RATIO, REFERENCE, ZEROS, StackCell, StackResults, subsets
 from vleff.bench.timing import MINIMUM_ROUNDS, measure_rounds
-from vleff.bench.trimming_plans import drawn_shares, everything_kept, follow
+from vleff.bench.trimming_plans import everything_kept, follow, measured_shares
 from vleff.dide import DualEncoder
 
 ANSWERS = 3129  # of VQA v2
@@ -45,7 +45,7 @@ def combined(fusion: ViltForQuestionAnswering, methods: tuple[str, ...], inputs:
     """A copy of a model with some of the methods, and a batch for it.
 
     With "DiDE" the photos' representations are computed here, as they are once for a gallery. Which weights a lottery
-    subnetwork keeps, and what is trimmed, is chance (`trimming_plans`).
+    subnetwork keeps, and which tokens are trimmed, is chance (`trimming_plans`).
 
     Raises:
         ValueError: its logits differ from those of plain torch on the same weights, or, with trimmers, from those of
@@ -65,7 +65,7 @@ def combined(fusion: ViltForQuestionAnswering, methods: tuple[str, ...], inputs:
         return Contender(_answer(model, methods, inputs))
     smarttrim.attach(model)
     runs = everything_kept(model, inputs)
-    shares = drawn_shares(model, runs, FLOP_RATIO)
+    shares = measured_shares(model, runs, FLOP_RATIO)
     ratio = follow(model, runs, shares, lambda: (logits(model, inputs),))
     return Contender(_answer(model, methods, inputs), ratio)
 

@@ -1,18 +1,21 @@
-"""Decisions for trimmed models whose trimmers are not trained: how many tokens and heads each sample keeps is drawn.
+"""Decisions for trimmed models whose trimmers are not trained: how many tokens and heads each sample keeps is given.
 
-The shares are synthetic: they stand for those of trained trimmers on real data and have their spread, not their
-values. A sample's tokens fall geometrically from the first layer to the last, to a share of its own, Beta(2, 2) to the
-power that makes the batch's FLOP ratio the wanted one; in each layer it keeps a share of the heads, Beta(6, 2). Which
-ones they are is chance.
+The shares are those that the demo's trimmers keep of held-out questions of Tile VQA (`vleff demo`). A sample follows
+one question from layer to layer; where a model has more layers, the shares between two of the demo's lie on a line.
+Tokens' shares are raised to the power that makes the batch's FLOP ratio the wanted one. Which tokens and heads they are
+is chance.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
 from vleff import smarttrim
 from vleff.models.trimming import BlockSpec, Stream, StreamSpec
@@ -47,18 +50,17 @@ def depths(runs: Sequence[smarttrim.RunRecord]) -> int:
     return max(_passed(runs, run, record.stream) + record.layer for run in runs for record in run.layers) + 1
 
 
-def drawn_shares(model: nn.Module, runs: list[smarttrim.RunRecord], flop_ratio: float) -> Shares:
-    """Shares with a spread over samples, at a FLOP ratio of layers and trimmers."""
-    batch, count = runs[0].batch_size, depths(runs)
-    # each sample's own generator: a batch begins with the samples of a smaller one
-    generators = [torch.Generator().manual_seed(number) for number in range(batch)]
-    shares = torch.tensor([_beta(2, 2, generator) for generator in generators])
-    heads = torch.tensor([_beta(6, 2, generator) for generator in generators])
-    exponents = torch.arange(count) / (count - 1)
+def measured_shares(model: nn.Module, runs: list[smarttrim.RunRecord], flop_ratio: float) -> Shares:
+    """Shares with the spread that trained trimmers have over samples, at a FLOP ratio of layers and trimmers."""
+    questions, count = _of_the_demo(), depths(runs)
+    numbers = torch.arange(runs[0].batch_size) % len(
+        questions.heads
+    )  # a batch begins with the samples of a smaller one
+    tokens = interpolate(questions.tokens[numbers, None], count, mode="linear", align_corners=True)[:, 0]
     low, high = 0.0, 64.0
     for _ in range(20):
         power = (low + high) / 2
-        found = Shares(shares[:, None] ** (power * exponents), heads)
+        found = Shares(tokens**power, questions.heads[numbers])
         decide(runs, found)
         low, high = (power, high) if smarttrim.kept_by(model, runs).flop_ratio > flop_ratio else (low, power)
     return found
@@ -186,7 +188,8 @@ def _passed(runs: Sequence[smarttrim.RunRecord], run: smarttrim.RunRecord, strea
     return max(record.layer for one in towers for record in one.layers) + 1
 
 
-def _beta(first: int, second: int, generator: torch.Generator) -> float:
-    """Beta(first, second), as an order statistic of uniform numbers."""
-    draws = torch.rand(first + second - 1, generator=generator)
-    return float(draws.sort().values[first - 1])
+@cache
+def _of_the_demo() -> Shares:
+    """What the demo's model keeps of each question."""
+    figures = json.loads((files("vleff.demo") / "data" / "figures.json").read_text(encoding="utf-8"))
+    return Shares(torch.tensor(figures["kept"]["tokens"]), torch.tensor(figures["kept"]["heads"]))

@@ -52,6 +52,8 @@ def test_all_units_and_the_tables(tmp_path: Path) -> None:
         assert example.smarttrim.from_pretrained(demo / name).dtype == torch.float16
     figures = json.loads((demo / "figures.json").read_text())
     assert figures["arms"]["full"]["accuracy"] == full["accuracy"]
+    tokens = figures["kept"]["tokens"]
+    assert len(tokens) == len(figures["kept"]["heads"]) and all(kept[0] == 1.0 and len(kept) == 2 for kept in tokens)
     assert set(figures["guessing"]) == {"all", *example.KINDS} and 0 < figures["guessing"]["all"] < 100
 
 
