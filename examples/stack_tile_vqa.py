@@ -294,6 +294,7 @@ def draw(results: Path, speeds: Path, path: Path) -> None:
     ticks = (1, 2, 5, 10, 20, 50)
     axes.set(xscale="log", ylabel="accuracy on Tile VQA, percent")
     axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
     axes.margins(0.15)
     axes.set_xlabel(f"times faster than eager fp32 ({measured['model'].removesuffix('-stack')}, batch {cell['batch']})")
     axes.spines[["top", "right"]].set_visible(False)
