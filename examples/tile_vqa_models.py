@@ -18,7 +18,7 @@ from vleff.models.vilt_patches import recorded_places
 LAYERS = 6
 PATCHES = 8  # a side of a picture
 TEXT_SCALE = 0.25  # MiniLM's embeddings are four times as long as the ViT's
-MATTERS_WEIGHT = 5.0  # one cell in ten matters: without it the other losses drown this one
+MATTERS_WEIGHT = 5.0  # one cell in ten matters: its loss is small beside the others
 
 
 class WithCells(nn.Module):
@@ -77,7 +77,7 @@ def demo_model(vocabulary: int) -> ViltForQuestionAnswering:
     embeddings = model.vilt.embeddings
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Linear):  # BERT's 0.02 suits wide models; narrow ones hardly learn to attend
+            if isinstance(module, nn.Linear):  # BERT's 0.02 is small for this width
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         for parameter in (embeddings.cls_token, embeddings.position_embeddings):
             nn.init.trunc_normal_(parameter, std=0.3)

@@ -6,11 +6,9 @@ Tokens' shares are raised to the power that makes the batch's FLOP ratio the wan
 is chance.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from vleff import smarttrim
+from vleff.demo import recorded_figures
 from vleff.models.trimming import BlockSpec, Stream, StreamSpec
 from vleff.ops.trim_tokens import first_of_parts, part_rows
 from vleff.smarttrim.deciders import Decider, HeadDecision, Specs, Streams, TokenDecision
@@ -53,9 +52,8 @@ def depths(runs: Sequence[smarttrim.RunRecord]) -> int:
 def measured_shares(model: nn.Module, runs: list[smarttrim.RunRecord], flop_ratio: float) -> Shares:
     """Shares with the spread that trained trimmers have over samples, at a FLOP ratio of layers and trimmers."""
     questions, count = _of_the_demo(), depths(runs)
-    numbers = torch.arange(runs[0].batch_size) % len(
-        questions.heads
-    )  # a batch begins with the samples of a smaller one
+    # by number: a batch begins with the samples of a smaller one
+    numbers = torch.arange(runs[0].batch_size) % len(questions.heads)
     tokens = interpolate(questions.tokens[numbers, None], count, mode="linear", align_corners=True)[:, 0]
     low, high = 0.0, 64.0
     for _ in range(20):
@@ -191,5 +189,5 @@ def _passed(runs: Sequence[smarttrim.RunRecord], run: smarttrim.RunRecord, strea
 @cache
 def _of_the_demo() -> Shares:
     """What the demo's model keeps of each question."""
-    figures = json.loads((files("vleff.demo") / "data" / "figures.json").read_text(encoding="utf-8"))
-    return Shares(torch.tensor(figures["kept"]["tokens"]), torch.tensor(figures["kept"]["heads"]))
+    kept = recorded_figures()["kept"]
+    return Shares(torch.tensor(kept["tokens"]), torch.tensor(kept["heads"]))

@@ -9,8 +9,9 @@ from transformers import ViltImageProcessor
 
 from vleff.data.preprocessor import Preprocessor
 from vleff.data.tile_vqa import TileQuestion
+from vleff.demo import FIGURES
 from vleff.demo.held_out import write_held_out
-from vleff.demo.run import FIGURES, MODEL, RANDOM_MODEL
+from vleff.demo.run import MODEL, RANDOM_MODEL
 from vleff.smarttrim.pretrained import from_pretrained, save_pretrained
 from vleff.training.checkpoints import replace_file
 

@@ -1,6 +1,5 @@
 """The demo: accuracy and speed of the model that ships with vleff, and pictures of what it keeps."""
 
-import json
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from vleff.cli_smarttrim import print_evaluation
+from vleff.demo import DATA, recorded_figures
 from vleff.demo.held_out import read_held_out
 from vleff.smarttrim import evaluation, recipes, showing
 from vleff.smarttrim.shown import shown_questions
 from vleff.terminal import console, say
 
-DATA = "data"
-MODEL, RANDOM_MODEL, FIGURES = "trimmed", "random", "figures.json"
+MODEL, RANDOM_MODEL = "trimmed", "random"
 BATCHES = (1, 8, 32)
 _TIMED = 96
 _SHOWN = 24
@@ -40,7 +39,7 @@ def run(output: Path, count: int | None = None) -> evaluation.Evaluation:
         questions = read_held_out(folder)[:count]
         model, collate = recipes.load(folder / MODEL)
         chance = recipes.load_random(folder / RANDOM_MODEL)
-        figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+    figures = recorded_figures()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(introduction(parameters, len(questions), figures))
     found = evaluation.evaluate(model, questions, collate, "vleff demo", chance, timed_batches=BATCHES, timed=_TIMED)
