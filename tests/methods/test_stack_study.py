@@ -1,6 +1,7 @@
 """The study of stacked methods from end to end, with small models and a few steps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,9 @@ def test_a_missing_student_is_told(study: Any) -> None:
     (study.student(0) / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="holds no student"):
         example.run(study)
+
+
+def test_without_students_dual_encoders_are_left_out(study: Any) -> None:
+    example.run(replace(study, students=None))
+    methods = [tuple(json.loads(path.read_text())["methods"]) for path in study.results.iterdir()]
+    assert sorted(methods) == sorted(one for one in subsets().values() if "DiDE" not in one)

@@ -8,7 +8,7 @@ import smarttrim_tile_vqa as example
 import torch
 from data_vqa.small_clothes import write_small_clothes
 from tile_vqa_models import vilt_config
-from transformers import ViltForQuestionAnswering
+from transformers import AutoTokenizer, ViltForQuestionAnswering
 
 from vleff.data.tile_features import tile_tokenizer
 
@@ -28,6 +28,7 @@ def test_all_units_and_the_tables(tmp_path: Path) -> None:
     example.run(study)
     names = {f"{arm}-{seed}" for arm in ("full", "trimmed-0.45", "random-0.45", "gathered-0.45") for seed in (0, 1)}
     assert {path.stem for path in results.glob("*.json")} == {*names, "base"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "work" / "base").get_vocab() == tokenizer.get_vocab()
     base = json.loads((results / "base.json").read_text())
     assert list(base["curve"]) == [str(step) for step in range(1, 11)]
     full = json.loads((results / "full-0.json").read_text())
